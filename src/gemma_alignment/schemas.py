@@ -1,0 +1,145 @@
+"""The frozen dataclasses that cross the borders between the parts.
+
+Shapes: B sequences, P prompt positions, T response positions, K samples of one prompt.
+``response_mask`` is True on real response tokens, the ending token included, always.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal, Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Verdict = Literal["first", "second", "tie"]
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """Two answers to one prompt, the better one first."""
+
+    prompt_id: str
+    prompt: str
+    chosen: str
+    rejected: str
+    score_chosen: float
+    score_rejected: float
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What one iteration sampled and scored, before any gradient.
+
+    Rows stand in groups: the ``group_size`` responses of one prompt are consecutive.
+    """
+
+    prompt_tokens: Int[Tensor, "B P"]
+    """Left-padded prompt ids."""
+    prompt_mask: Bool[Tensor, "B P"]
+    response_tokens: Int[Tensor, "B T"]
+    """Right-padded response ids."""
+    response_mask: Bool[Tensor, "B T"]
+    ended: Bool[Tensor, " B"]
+    """False where the response was cut off before an ending token."""
+    scores: Float[Tensor, " B"]
+    """Reward-model scores after the configured normalisation: what credit is assigned from."""
+    raw_scores: Float[Tensor, " B"]
+    """Reward-model scores in the unit of its own fixed normaliser: what is reported."""
+    old_logprobs: Float[Tensor, "B T"]
+    ref_logprobs: Float[Tensor, "B T"]
+    values: Float[Tensor, "B T"] | None
+    """The critic's estimates before each token; None without a critic."""
+    group_size: int
+    prompt_ids: tuple[str, ...] = ()
+    """One id a row, to name a row in an error."""
+
+
+@dataclass(frozen=True)
+class Credit:
+    """How much better each token was than expected."""
+
+    advantages: Float[Tensor, "B T"]
+    returns: Float[Tensor, "B T"] | None
+    """Targets of the critic, before any whitening; None without a critic."""
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """The rows of one optimizer step, or a part of them."""
+
+    prompt_tokens: Int[Tensor, "B P"]
+    prompt_mask: Bool[Tensor, "B P"]
+    response_tokens: Int[Tensor, "B T"]
+    response_mask: Bool[Tensor, "B T"]
+    old_logprobs: Float[Tensor, "B T"]
+    ref_logprobs: Float[Tensor, "B T"]
+    advantages: Float[Tensor, "B T"]
+    values: Float[Tensor, "B T"] | None
+    returns: Float[Tensor, "B T"] | None
+    kl_coef: float
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return self.response_mask.shape[0]
+
+    def select(self, rows: Tensor) -> Self:
+        """The given rows, with padding that none of them needs cut away."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        chosen = {k: v[rows] if isinstance(v, Tensor) else v for k, v in parts.items()}
+        prompt = int(chosen["prompt_mask"].sum(1).max())
+        response = max(1, int(chosen["response_mask"].sum(1).max()))
+        for name, value in chosen.items():
+            if isinstance(value, Tensor):
+                chosen[name] = value[:, -prompt:] if name.startswith("prompt_") else value[:, :response]
+        return replace(self, **chosen)
+
+    def split(self, size: int) -> Iterator[Self]:
+        """Parts of at most ``size`` rows, sorted by length so that each carries little padding."""
+        lengths = self.prompt_mask.sum(1) + self.response_mask.sum(1)
+        order = torch.argsort(lengths, stable=True)
+        for start in range(0, len(self), size):
+            yield self.select(order[start : start + size])
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """What a loss is divided by: counts over the whole optimizer step, never over a micro-batch."""
+
+    tokens: int
+    sequences: int
+    max_length: int
+    """The longest response that generation allows: the divisor of ``constant_length``."""
+
+    @classmethod
+    def of(cls, minibatch: Minibatch, max_length: int) -> Self:
+        """Count the real response tokens and the rows of ``minibatch``."""
+        return cls(int(minibatch.response_mask.sum()), len(minibatch), max_length)
+
+
+@dataclass(frozen=True)
+class UpdateRecord:
+    """What one iteration of the loop reports: the loop yields it and writes nothing."""
+
+    iteration: int
+    metrics: Mapping[str, float]
+    """Reproducible numbers: the line of ``history.jsonl``."""
+    timing: Mapping[str, float]
+    """Clock and memory readings: the line of ``timing.jsonl``."""
+    samples: Sequence[Mapping[str, object]] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One call of a judge: the verdict on one ordering of two answers."""
+
+    prompt_id: str
+    system_a: str
+    system_b: str
+    order: Literal["ab", "ba"]
+    verdict: Verdict | None
+    """By slot: "first" means the answer shown first. None is an unparsed reply."""
+    reply: str
+    model: str
+    prompt_version: str
+    cost: float = 0.0
