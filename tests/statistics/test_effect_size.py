@@ -1,0 +1,132 @@
+"""Effect sizes against known answers and their identities."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from known_answers import HEDGES, VECTORS
+from scipy import stats
+
+from gemma_alignment.statistics import _noncentral_t
+from gemma_alignment.statistics.effect_size import cohens_d, hedges_correction, paired_effect
+from gemma_alignment.statistics.tests import student
+
+EXACT = 1e-8
+
+
+def triple(effect, name):
+    return [getattr(effect, name), getattr(effect, f"{name}_low"), getattr(effect, f"{name}_high")]
+
+
+@pytest.mark.parametrize("v", VECTORS.values(), ids=VECTORS)
+def test_known_answers(v):
+    effect = cohens_d(v.x, v.y)
+    assert triple(effect, "d") == pytest.approx(v.d, abs=EXACT)
+    assert triple(effect, "g") == pytest.approx(v.g, abs=EXACT)
+    assert effect.df == v.df
+    assert effect.reason is None
+
+
+@pytest.mark.parametrize("v", VECTORS.values(), ids=VECTORS)
+def test_known_paired_answers(v):
+    effect = paired_effect(v.x, v.y)
+    assert triple(effect, "d_z") == pytest.approx(v.d_z, abs=EXACT)
+    assert effect.g_z == pytest.approx(v.g_z, abs=EXACT)
+    assert effect.df == len(v.x) - 1
+
+
+@pytest.mark.parametrize(("df", "j"), HEDGES.items())
+def test_hedges_correction(df, j):
+    assert hedges_correction(df) == pytest.approx(j, abs=1e-12)
+
+
+def test_hedges_correction_has_no_value_at_one_degree_of_freedom():
+    assert hedges_correction(1) is None
+    effect = paired_effect([1.0, 2.0], [0.5, 1.2])
+    assert effect.d_z is not None
+    assert effect.g_z is None
+    assert "df" in effect.reason
+
+
+@pytest.mark.parametrize("v", VECTORS.values(), ids=VECTORS)
+def test_swapping_the_groups_mirrors_the_interval(v):
+    effect, mirrored = cohens_d(v.x, v.y), cohens_d(v.y, v.x)
+    for name in ("d", "g"):
+        point, low, high = triple(mirrored, name)
+        assert triple(effect, name) == pytest.approx([-point, -high, -low], abs=1e-9)
+
+
+@pytest.mark.parametrize("v", VECTORS.values(), ids=VECTORS)
+def test_shift_and_positive_scale_change_nothing(v):
+    moved = cohens_d([3.7 * x + 11.0 for x in v.x], [3.7 * y + 11.0 for y in v.y])
+    assert triple(moved, "d") == pytest.approx(triple(cohens_d(v.x, v.y), "d"), abs=EXACT)
+
+
+@pytest.mark.parametrize("v", VECTORS.values(), ids=VECTORS)
+def test_interval_of_g_is_the_corrected_interval_of_d(v):
+    effect = cohens_d(v.x, v.y)
+    assert triple(effect, "g") == pytest.approx([HEDGES[v.df] * e for e in triple(effect, "d")])
+
+
+@pytest.mark.parametrize(("name", "excluded"), [("V1", True), ("V2", False), ("V3", False), ("V4", True)])
+def test_interval_leaves_out_zero_exactly_when_students_p_is_below_alpha(name, excluded):
+    v = VECTORS[name]
+    effect = cohens_d(v.x, v.y)
+    assert (effect.d_low > 0 or effect.d_high < 0) is excluded
+    assert (student(v.x, v.y).p < 0.05) is excluded
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "word"),
+    [
+        ([1.0, 1.0, 1.0], [2.0, 2.0, 2.0], "variance"),
+        ([0.1 + 0.2, 0.3, 0.3], [0.3, 0.3, 0.3], "variance"),
+        ([1.0], [1.0, 2.0, 3.0], "at least 2"),
+        ([], [1.0, 2.0], "at least 2"),
+        ([1.0, math.nan], [1.0, 2.0], "finite"),
+        ([1.0, math.inf], [1.0, 2.0], "finite"),
+    ],
+)
+def test_what_is_undefined_is_none_with_a_reason(a, b, word):
+    effect = dataclasses.asdict(cohens_d(a, b))
+    assert word in effect.pop("reason")
+    effect.pop("df")
+    assert set(effect.values()) == {None}
+
+
+def test_pairs_of_one_constant_difference_are_undefined():
+    effect = paired_effect([1.1, 2.1, 3.1], [1.0, 2.0, 3.0])
+    assert effect.d_z is None
+    assert "no variance" in effect.reason
+
+
+def test_wrong_arguments_are_refused():
+    with pytest.raises(ValueError, match="confidence"):
+        cohens_d([1.0, 2.0], [1.0, 2.0], confidence=95.0)
+    with pytest.raises(ValueError, match="equal lengths"):
+        paired_effect([1.0, 2.0], [1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match="flat"):
+        cohens_d(np.ones((2, 2)), np.ones((2, 2)))
+
+
+def test_a_huge_effect_keeps_a_finite_interval():
+    effect = cohens_d([1000.0, 1000.1, 999.9], [0.0, 0.1, -0.1])
+    assert effect.d == pytest.approx(10_000.0)
+    assert 0 < effect.d_low < effect.d < effect.d_high < math.inf
+
+
+@pytest.mark.parametrize(("t", "df", "ncp"), [(3.5, 4, 0.4), (3.5, 4, 6.5), (-2.0, 2, 1.0), (0.0, 7, 0.5)])
+def test_quadrature_agrees_with_scipy_where_both_work(t, df, ncp):
+    assert _noncentral_t._by_quadrature(t, df, ncp) == pytest.approx(stats.nct.cdf(t, df, ncp), abs=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("true_d", [0.0, 1.0])
+def test_coverage_at_three_against_three(true_d):
+    rng = np.random.default_rng(7)
+    held = 0
+    for _ in range(600):
+        effect = cohens_d(rng.normal(true_d, 1, 3), rng.normal(0, 1, 3))
+        held += effect.d_low <= true_d <= effect.d_high
+    assert 0.925 <= held / 600 <= 0.975

@@ -1,0 +1,155 @@
+"""Agreement, multiplicity, power and aggregates."""
+
+import known_answers as vectors
+import numpy as np
+import pytest
+
+from gemma_alignment.statistics import power
+from gemma_alignment.statistics.aggregate import iqm, probability_of_improvement, stratified_bootstrap
+from gemma_alignment.statistics.agreement import kappa, mcnemar
+from gemma_alignment.statistics.multiplicity import benjamini_hochberg, holm
+
+EXACT = 1e-8
+FIRST = ["A", "A", "B", "t", "B", "A", "t", "B", "A", "B"]
+SECOND = ["A", "B", "B", "t", "B", "A", "A", "B", "A", "t"]
+
+
+def test_kappa_known_answer():
+    r = kappa(FIRST, SECOND)
+    assert r.kappa == pytest.approx(0.53125, abs=1e-12)
+    assert (r.agreement, r.n) == (0.7, 10)
+
+
+def test_kappa_does_not_read_the_names_of_the_labels():
+    names = {"A": 3, "B": None, "t": "A"}
+    renamed = kappa([names[x] for x in FIRST], [names[x] for x in SECOND])
+    assert renamed == kappa(FIRST, SECOND)
+    assert kappa(FIRST, FIRST).kappa == 1.0
+
+
+def test_kappa_of_nothing_but_one_label_is_undefined():
+    r = kappa(["A"] * 5, ["A"] * 5)
+    assert r.kappa is None
+    assert r.agreement == 1.0
+    assert "one and the same" in r.reason
+    assert kappa([], []).reason
+    with pytest.raises(ValueError, match="two raters"):
+        kappa(["A"], [])
+
+
+def test_mcnemar():
+    assert mcnemar(3, 6).p == pytest.approx(0.5078125, abs=1e-12)
+    assert mcnemar(3, 6).statistic == 3.0
+    assert mcnemar(0, 0).p is None
+    assert mcnemar(0, 0).reason
+
+
+def test_holm_and_bh_known_answers():
+    assert holm([0.1, 0.2, 0.013, 0.04]) == pytest.approx([0.2, 0.2, 0.052, 0.12], abs=1e-12)
+    assert benjamini_hochberg([0.1, 0.2, 0.013, 0.04]) == pytest.approx([4 / 30, 0.2, 0.052, 0.08], abs=1e-12)
+    eight = [0.001, 0.008, 0.039, 0.041, 0.042, 0.06, 0.074, 0.205]
+    assert holm(eight) == pytest.approx([0.008, 0.056, *[0.234] * 6], abs=1e-12)
+    expected = [0.008, 0.032, 0.0672, 0.0672, 0.0672, 0.08, 0.08457142857142856, 0.205]
+    assert benjamini_hochberg(eight) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("adjust", [holm, benjamini_hochberg])
+def test_adjusted_values_are_monotone_and_keep_their_places(adjust):
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        p = rng.random(6).tolist()
+        adjusted = adjust(p)
+        assert all(a >= raw for a, raw in zip(adjusted, p, strict=True))
+        order = np.argsort(p)
+        assert np.all(np.diff(np.array(adjusted)[order]) >= 0)
+        assert adjust(p[::-1]) == adjusted[::-1]
+
+
+def test_a_test_that_was_not_made_is_no_member_of_the_family():
+    assert holm([0.02, None, 0.04]) == [0.04, None, 0.04]
+    assert holm([]) == []
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        holm([1.2])
+
+
+@pytest.mark.parametrize("n", vectors.UNPAIRED_POWER)
+def test_unpaired_power(n):
+    for d, expected in vectors.UNPAIRED_POWER[n].items():
+        assert power.unpaired_power(d, n) == pytest.approx(expected, abs=5.1e-5)
+        assert power.unpaired_power(-d, n) == power.unpaired_power(d, n)
+
+
+@pytest.mark.parametrize("n", vectors.PAIRED_POWER)
+def test_paired_power(n):
+    for d_z, expected in vectors.PAIRED_POWER[n].items():
+        assert power.paired_power(d_z, n) == pytest.approx(expected, abs=5.1e-5)
+
+
+def test_power_at_no_effect_is_alpha():
+    assert power.unpaired_power(0, 3) == pytest.approx(0.05, abs=1e-10)
+    assert power.unpaired_power(0, 3, alpha=0.01) == pytest.approx(0.01, abs=1e-10)
+
+
+@pytest.mark.parametrize(("n", "d"), vectors.LEAST_EFFECT.items())
+def test_least_effect(n, d):
+    mine = power.least_effect(n)
+    # The stored root was found to about 1e-6; the equation it solves is checked to 1e-10.
+    assert mine == pytest.approx(d, abs=2e-6)
+    assert power.unpaired_power(mine, n) == pytest.approx(0.8, abs=1e-10)
+
+
+@pytest.mark.parametrize(("d", "n"), vectors.SEEDS_NEEDED.items())
+def test_seeds_needed(d, n):
+    assert power.seeds_needed(d) == n
+    assert power.seeds_needed(-d) == n
+    assert power.unpaired_power(d, n) >= 0.8 > power.unpaired_power(d, n - 1)
+
+
+@pytest.mark.parametrize(("rate", "n"), vectors.PROMPTS_NEEDED.items())
+def test_prompts_needed(rate, n):
+    assert power.prompts_needed(rate) == n
+    assert power.prompts_needed(1 - rate) == n
+
+
+def test_no_number_of_runs_finds_nothing():
+    assert power.seeds_needed(0) is None
+    assert power.seeds_needed(1e-4) is None
+    assert power.prompts_needed(0.5) is None
+    with pytest.raises(ValueError, match="at least 2"):
+        power.unpaired_power(1.0, 1)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        power.prompts_needed(1.1)
+
+
+def test_aggregates_known_answers():
+    assert iqm(vectors.RUNS_A) == pytest.approx(0.6733333333333333, abs=EXACT)
+    assert iqm(vectors.RUNS_B) == pytest.approx(0.6316666666666667, abs=EXACT)
+    assert iqm([1.0, 2.0, 9.0]) == 4.0
+    assert iqm([1.0, 2.0, 3.0, 94.0]) == 2.5
+    assert iqm([]) is None
+    improvement = probability_of_improvement(vectors.RUNS_A, vectors.RUNS_B)
+    assert improvement == pytest.approx(0.8472222222222222, abs=EXACT)
+    column = [[[float(v)] for v in run] for run in ([1, 2, 3], [2, 2, 4])]
+    assert probability_of_improvement(*column) == pytest.approx(1 / 3, abs=1e-12)
+
+
+@pytest.mark.parametrize("v", vectors.VECTORS.values(), ids=vectors.VECTORS)
+def test_probability_of_improvement_of_one_task(v):
+    mine = probability_of_improvement([[x] for x in v.x], [[y] for y in v.y])
+    assert mine == pytest.approx(v.improvement, abs=1e-12)
+    back = probability_of_improvement([[y] for y in v.y], [[x] for x in v.x])
+    assert mine + back == pytest.approx(1.0)
+
+
+def test_stratified_bootstrap_resamples_within_its_tasks():
+    runs = [[0.0, 10.0], [1.0, 11.0], [2.0, 12.0]]
+    many = np.random.default_rng(9).normal(size=(12, 3))
+    first, again, other = (
+        stratified_bootstrap(iqm, many, np.random.default_rng(seed), 400) for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
+    # Mixing tasks would let the column means leave [0, 2] and [10, 12].
+    left = stratified_bootstrap(lambda m: float(m[:, 0].max()), runs, np.random.default_rng(0), 400)
+    assert left.high <= 2.0
+    assert stratified_bootstrap(iqm, [[1.0, 2.0]], np.random.default_rng(0)).reason
