@@ -1,0 +1,93 @@
+"""Writes that are whole or not there: beside the target first, then renamed onto it."""
+
+import copy
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kedro.io import AbstractDataset
+
+
+@contextmanager
+def beside(target: Path) -> Iterator[Path]:
+    """A free path in the folder of ``target`` that takes its place when the block ends without an error.
+
+    What the block leaves there may be a file or a directory. After an error ``target`` is what it
+    was, and nothing else remains.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = target.with_name(f".{target.stem}.{os.getpid()}.new{target.suffix}")
+    _remove(new)
+    try:
+        yield new
+        if not new.exists():
+            raise FileNotFoundError(f"nothing was written for {target}")
+        _swap(new, target)
+    finally:
+        _remove(new)
+
+
+def _swap(new: Path, target: Path) -> None:
+    """Put ``new`` in the place of ``target``: one rename for a file, two for a directory."""
+    if new.is_dir() and target.exists():
+        old = target.with_name(f".{target.name}.old")
+        _remove(old)
+        target.rename(old)
+        new.rename(target)
+        _remove(old)
+    else:
+        new.replace(target)
+
+
+def restore(target: Path) -> None:
+    """Bring back the directory that a kill between the two renames of a swap left aside."""
+    old = target.with_name(f".{target.name}.old")
+    if old.is_dir() and not target.exists():
+        old.rename(target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+class AtomicDataset(AbstractDataset[Any, Any]):
+    """Any dataset of one file, written beside its place and then renamed onto it.
+
+    In the catalog: ``type`` this class, ``dataset`` the definition of the dataset that reads and
+    writes the format (without ``filepath``), ``filepath`` the file.
+    """
+
+    def __init__(
+        self, dataset: str | dict[str, Any], filepath: str, metadata: dict[str, Any] | None = None
+    ) -> None:
+        self._dataset = {"type": dataset} if isinstance(dataset, str) else dict(dataset)
+        self._filepath = Path(filepath)
+        self.metadata = metadata
+        self._at(self._filepath)
+
+    def _at(self, path: Path) -> AbstractDataset[Any, Any]:
+        """The wrapped dataset on another path."""
+        definition = {**copy.deepcopy(self._dataset), "filepath": str(path)}
+        return AbstractDataset.from_config(self._filepath.name, definition)
+
+    def load(self) -> Any:
+        """What the wrapped dataset reads."""
+        return self._at(self._filepath).load()
+
+    def save(self, data: Any) -> None:
+        """Let the wrapped dataset write beside, then rename."""
+        with beside(self._filepath) as path:
+            self._at(path).save(data)
+
+    def _exists(self) -> bool:
+        return self._filepath.is_file()
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath), "dataset": self._dataset.get("type")}

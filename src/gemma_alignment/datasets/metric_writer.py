@@ -1,0 +1,105 @@
+"""Metrics on their way to MLflow: batches from a thread beside the training, and what is missing at the end."""
+
+import logging
+import threading
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+INTERVAL = 2.0
+"""Seconds between two batches."""
+BATCH = 1000
+"""MLflow takes at most this many metrics a call."""
+
+
+class Point(NamedTuple):
+    """One metric at one step; a point that is sent twice is stored once if its timestamp is the same."""
+
+    key: str
+    value: float
+    timestamp: int
+    """Milliseconds since 1970."""
+    step: int
+
+
+class MetricWriter:
+    """Sends queued points to one MLflow run every few seconds.
+
+    A server that does not answer costs one warning, never the training: points wait in the queue,
+    and ``close`` sends what the run does not hold.
+    """
+
+    def __init__(self, client: "MlflowClient", run_id: str, interval: float = INTERVAL) -> None:
+        self.run_id = run_id
+        self._client = client
+        self._interval = interval
+        self._queue: list[Point] = []
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._warned = False
+        self._thread = threading.Thread(target=self._run, name=f"metrics-{run_id[:8]}", daemon=True)
+        self._thread.start()
+
+    def add(self, points: Iterable[Point]) -> None:
+        """Queue points for the next batch."""
+        with self._lock:
+            self._queue.extend(points)
+
+    def close(self, everything: Sequence[Point]) -> None:
+        """Send the queue, then those of ``everything`` that the run does not hold."""
+        self._stop.set()
+        self._thread.join()
+        try:
+            self._flush()
+            synchronize(self._client, self.run_id, everything)
+        except Exception as error:
+            self._warn(error)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._interval):
+            try:
+                self._flush()
+            except Exception as error:  # whatever the server does, training goes on
+                self._warn(error)
+
+    def _flush(self) -> None:
+        with self._lock:
+            points = list(self._queue)
+        send(self._client, self.run_id, points)
+        with self._lock:
+            del self._queue[: len(points)]
+
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "MLflow does not take the metrics of run %s (%s); training goes on, "
+                "history.jsonl and timing.jsonl hold every number",
+                self.run_id,
+                error,
+            )
+
+
+def send(client: "MlflowClient", run_id: str, points: Sequence[Point]) -> None:
+    """Store ``points`` in the run, a thousand a call."""
+    from mlflow.entities import Metric
+
+    for start in range(0, len(points), BATCH):
+        part = [Metric(p.key, p.value, p.timestamp, p.step) for p in points[start : start + BATCH]]
+        client.log_batch(run_id, metrics=part)
+
+
+def synchronize(client: "MlflowClient", run_id: str, points: Sequence[Point]) -> int:
+    """Send those of ``points`` whose key and step the run does not hold; how many that were."""
+    stored = {
+        (key, metric.step)
+        for key in {point.key for point in points}
+        for metric in client.get_metric_history(run_id, key)
+    }
+    missing = [point for point in points if (point.key, point.step) not in stored]
+    send(client, run_id, missing)
+    return len(missing)

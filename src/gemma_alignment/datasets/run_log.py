@@ -1,0 +1,155 @@
+"""What a training loop reports, written while it runs: the three line files of a run and its MLflow curves."""
+
+import json
+import math
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+from kedro.io import AbstractDataset, DatasetError
+
+from gemma_alignment.datasets.atomic import beside
+from gemma_alignment.datasets.metric_writer import MetricWriter, Point
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from gemma_alignment.schemas import UpdateRecord
+
+Kind = Literal["history", "timing", "samples"]
+KINDS: tuple[Kind, ...] = ("history", "timing", "samples")
+TIMESTAMP = "timestamp"
+"""Key of ``timing.jsonl``: milliseconds since 1970 when the record came, so that a replay is exact."""
+
+
+class RunLog:
+    """The line files of one run directory, one line an iteration, flushed line by line.
+
+    ``history.jsonl`` holds the reproducible numbers (sorted keys, compact, exact floats, so equal
+    runs give equal bytes; what is not finite is null), ``timing.jsonl`` clock and memory readings,
+    ``samples.jsonl`` responses. The first record drops the lines from its own iteration on, which an
+    earlier run may have left: a run from the start begins with empty files.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = Path(directory)
+        self._files: dict[Kind, TextIO] = {}
+        self._writer: MetricWriter | None = None
+
+    def attach(self, client: "MlflowClient", run_id: str) -> None:
+        """From now on send the metrics to this MLflow run too, in the background."""
+        if self._writer is None or self._writer.run_id != run_id:
+            self.close()
+            self._writer = MetricWriter(client, run_id)
+
+    def append(self, record: "UpdateRecord") -> None:
+        """Write the lines of one iteration and queue its metrics for MLflow."""
+        if not self._files:
+            self._open(record.iteration)
+        now = time.time_ns() // 1_000_000
+        history = {"iteration": record.iteration, **_numbers(record.metrics)}
+        timing = {"iteration": record.iteration, TIMESTAMP: now, **_numbers(record.timing)}
+        samples = [{"iteration": record.iteration, **sample} for sample in record.samples]
+        self._write("history", [history])
+        self._write("timing", [timing])
+        self._write("samples", samples)
+        if self._writer is not None:
+            self._writer.add(_points(history, now) + _points(timing, now))
+
+    def rows(self, kind: Kind) -> list[dict[str, Any]]:
+        """The lines of one file so far; a last line that is still being written is left out."""
+        path = self.path(kind)
+        if not path.exists():
+            return []
+        lines = path.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines[:-1]]
+
+    def path(self, kind: Kind) -> Path:
+        """Where the lines of ``kind`` stand."""
+        return self.directory / f"{kind}.jsonl"
+
+    def points(self) -> list[Point]:
+        """Every metric of the two files, with the time at which it was recorded."""
+        timing = {row["iteration"]: row for row in self.rows("timing")}
+        found: list[Point] = []
+        for row in self.rows("history"):
+            clock = timing.get(row["iteration"])
+            if clock is not None:
+                found += _points(row, clock[TIMESTAMP]) + _points(clock, clock[TIMESTAMP])
+        return found
+
+    def close(self) -> None:
+        """Close the files; then send MLflow what it does not hold yet."""
+        for file in self._files.values():
+            file.close()
+        wrote, self._files = bool(self._files), {}
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            writer.close(self.points() if wrote else [])
+
+    def _open(self, first: int) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for kind in KINDS:
+            kept = [row for row in self.rows(kind) if row["iteration"] < first]
+            with beside(self.path(kind)) as path:
+                path.write_text("".join(map(_line, kept)), encoding="utf-8")
+            self._files[kind] = self.path(kind).open("a", encoding="utf-8")
+
+    def _write(self, kind: Kind, rows: Iterable[Mapping[str, Any]]) -> None:
+        file = self._files[kind]
+        file.write("".join(map(_line, rows)))
+        file.flush()
+
+
+class RunLogDataset(AbstractDataset[None, RunLog]):
+    """The log of a run directory as the input of a training node: ``load`` opens it, ``save`` refuses."""
+
+    def __init__(self, filepath: str, metadata: dict[str, Any] | None = None) -> None:
+        self._filepath = Path(filepath)
+        self._log = RunLog(self._filepath)
+        self.metadata = metadata
+
+    def load(self) -> RunLog:
+        """The log; every node of a run that loads it gets the same one."""
+        return self._log
+
+    def save(self, data: None) -> None:
+        """Refused: a node writes to the log that it loaded.
+
+        Raises:
+            DatasetError: always.
+        """
+        raise DatasetError("a run log is an input: append records to it, do not return it")
+
+    def _exists(self) -> bool:
+        return True  # a log can always be opened, so it is never a missing input
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath)}
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n"
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, int | float | None]:
+    """Plain numbers: integers stay integers, NaN and infinities are None."""
+    return {key: _number(value) for key, value in values.items()}
+
+
+def _number(value: Any) -> int | float | None:
+    if isinstance(value, int):
+        return int(value)
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _points(row: Mapping[str, Any], timestamp: int) -> list[Point]:
+    step = row["iteration"]
+    skipped = ("iteration", TIMESTAMP)
+    return [
+        Point(key, math.nan if value is None else float(value), timestamp, step)
+        for key, value in row.items()
+        if key not in skipped
+    ]

@@ -1,0 +1,15 @@
+"""Kedro's settings of this project: how its configuration is read and which hooks run."""
+
+from omegaconf.resolvers import oc
+
+CONFIG_LOADER_ARGS = {
+    "base_env": "base",
+    "default_run_env": "local",
+    "custom_resolvers": {
+        "oc.env": oc.env,
+        # `grpo` and the variant `k8` make the folder `grpo@k8`
+        "variant_suffix": lambda variant: f"@{variant}" if variant else "",
+    },
+    # an environment changes single keys of a section, it does not replace the section
+    "merge_strategy": {"parameters": "soft"},
+}
