@@ -1,0 +1,58 @@
+"""From hidden states to log-probabilities and scalars."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from gemma_alignment.objectives.logprobs import entropy, token_logprobs
+
+
+class ScalarHead(nn.Module):
+    """One number per position, in fp32: w · h + b, with w ~ N(0, 1/(d+1)) and b = 0 at the start.
+
+    A head that starts at zero (the critic's) predicts 0 everywhere, the mean of normalised scores.
+    """
+
+    def __init__(self, hidden_size: int, zero: bool, generator: torch.Generator):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(hidden_size))
+        self.bias = nn.Parameter(torch.zeros(()))
+        if not zero:
+            with torch.no_grad():
+                self.weight.normal_(0.0, 1 / math.sqrt(hidden_size + 1), generator=generator)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., d) -> (...)."""
+        return hidden.float() @ self.weight + self.bias
+
+
+def chunked_logprobs(
+    hidden: Tensor, tokens: Tensor, head: Callable[[Tensor], Tensor], temperature: float, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies of ``tokens`` without ever holding all logits.
+
+    The hidden states (N, d) go through the head ``chunk`` positions at a time; where gradients are
+    needed and more than one chunk exists, each chunk is recomputed in the backward pass, so that at
+    most ``chunk`` × V logits exist at any time. The entropy carries no gradient.
+
+    Returns: two tensors (N,).
+    """
+
+    def piece(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head(states)
+        with torch.no_grad():
+            spread = entropy(logits.detach()[None], temperature)[0]
+        return token_logprobs(logits[None], targets[None], temperature)[0], spread
+
+    parts = []
+    for start in range(0, hidden.shape[0], chunk):
+        states, targets = hidden[start : start + chunk], tokens[start : start + chunk]
+        if torch.is_grad_enabled() and hidden.shape[0] > chunk:
+            parts.append(checkpoint(piece, states, targets, use_reentrant=False))
+        else:
+            parts.append(piece(states, targets))
+    logprobs, entropies = zip(*parts, strict=True)
+    return torch.cat(logprobs), torch.cat(entropies)

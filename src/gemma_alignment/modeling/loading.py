@@ -1,0 +1,96 @@
+"""Bases and tokenizers from a directory or from a pinned revision of the hub."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gemma_alignment.errors import UserError
+from gemma_alignment.modeling.chat import Chat
+
+
+def choose_device(device: str) -> torch.device:
+    """``auto`` is the GPU when there is one.
+
+    Raises:
+        UserError: for ``cuda`` on a machine without a usable GPU.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "runtime.device is 'cuda', but no CUDA GPU is usable here. Install a CUDA build of torch and a "
+            "driver, or run with --params runtime.device=cpu."
+        )
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def locate(directory: str) -> tuple[str, str | None]:
+    """Where a saved model really is: the directory itself, or the hub revision that it points to."""
+    pointer = Path(directory) / "base_reference.json"
+    if pointer.exists():
+        reference = json.loads(pointer.read_text())
+        return reference["repo_id"], reference["revision"]
+    return directory, None
+
+
+def _explain(directory: str, error: Exception) -> UserError:
+    name, revision = locate(directory)
+    where = f"{name} at revision {revision}" if revision else directory
+    return UserError(
+        f"Cannot load a model from {where}: {type(error).__name__}: {str(error).splitlines()[0]}\n"
+        "A hub model needs network access and, when gated, an accepted licence and HF_TOKEN in the "
+        "environment; a damaged directory is made anew by the pipeline that wrote it."
+    )
+
+
+def load_chat(directory: str) -> Chat:
+    """The tokenizer beside a model, with every stop token that its generation config names.
+
+    Raises:
+        UserError: when the files are missing or damaged.
+    """
+    from transformers import AutoTokenizer, GenerationConfig
+
+    name, revision = locate(directory)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    except (OSError, ValueError) as error:
+        raise _explain(directory, error) from error
+    try:
+        stops = GenerationConfig.from_pretrained(name, revision=revision).eos_token_id
+    except OSError:
+        stops = None
+    listed = stops if isinstance(stops, list) else [stops] if stops is not None else []
+    return Chat(tokenizer, tuple(listed))
+
+
+def load_base(directory: str, quantization: str, dtype: str, device: torch.device) -> Any:
+    """A frozen causal language model, in 4 bits (NF4, double quantisation) under ``nf4``.
+
+    Raises:
+        UserError: when the files are missing, damaged or not reachable.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    torch_dtype = getattr(torch, dtype)
+    options: dict[str, Any] = {"dtype": torch_dtype}
+    if quantization == "nf4":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch_dtype,
+        )
+        options["device_map"] = {"": device}
+    name, revision = locate(directory)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise _explain(directory, error) from error
+    if quantization == "none":
+        model = model.to(device)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # a noisy log-probability makes the first ratio differ from 1
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,50 @@
+"""A plain copy of the model with an adapter's weights added, made from the untouched base.
+
+The base is never merged in place, and never merged into 4 bits: quantised weights are dequantised,
+the adapter is added, and the sum lives in a model of its own (peft issues 2105 and 2321).
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def base_weight(layer: nn.Module) -> Tensor:
+    """The weight of a linear layer in floating point, dequantised where it is held in 4 bits."""
+    weight = layer.weight
+    state = getattr(weight, "quant_state", None)
+    if state is None:
+        return weight.detach()
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(weight.data, state).to(state.dtype)
+
+
+def empty_copy(model: Any, dtype: torch.dtype) -> Any:
+    """A model of the same class and shape without quantisation and without adapters."""
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.random.fork_rng(devices=[]), torch.device(model.device):
+        plain = type(model)(config).to(dtype)
+    plain.generation_config = copy.deepcopy(model.generation_config)
+    return plain.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def write_merged(source: Any, adapter: str | None, plain: Any) -> Any:
+    """Copy the weights of ``source`` into ``plain``, W + (alpha / rank) · B A where it has the adapter.
+
+    Buffers follow from the configuration and are left alone. A tied head is written once.
+    """
+    for name, module in plain.named_modules():
+        twin = source.get_submodule(name)
+        layer = getattr(twin, "base_layer", twin)
+        for key, target in module.named_parameters(recurse=False):
+            value = base_weight(layer) if key == "weight" and isinstance(module, nn.Linear) else getattr(layer, key)
+            if key == "weight" and adapter is not None and adapter in getattr(twin, "lora_A", {}):
+                value = value.float() + twin.get_delta_weight(adapter).float()
+            target.copy_(value)
+    return plain

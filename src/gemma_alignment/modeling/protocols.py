@@ -1,0 +1,51 @@
+"""What the training loops ask of a model, without naming a library."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from gemma_alignment.modeling.sequences import HasSequences
+
+Role = Literal["policy", "reference", "reward", "critic"]
+
+
+class RoleModel(Protocol):
+    """One base model that plays several roles, one at a time."""
+
+    device: torch.device
+
+    def role(self, name: Role, train: bool = False) -> AbstractContextManager[None]:
+        """Play a role for a forward and its backward."""
+
+    def logprobs(self, batch: HasSequences, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies (B, T) of the response tokens in the active role."""
+
+    def values(self, batch: HasSequences) -> Tensor:
+        """The critic's estimate (B, T) before each response token."""
+
+    def scores(self, batch: HasSequences) -> Tensor:
+        """The reward head's raw output (B,) at the last response token."""
+
+    def parameters_of(self, name: Role) -> list[torch.nn.Parameter]:
+        """What the role trains."""
+
+    def decoder(self) -> AbstractContextManager[Any]:
+        """The causal language model that samples for the policy as it is now."""
+
+    def forward_flops(self) -> float:
+        """Floating-point operations counted since the model was made."""
+
+
+class Text(Protocol):
+    """Text to ids and back."""
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]: ...  # noqa: D102
+    @property
+    def pad_id(self) -> int: ...  # noqa: D102
+    def encode_prompt(self, prompt: str) -> list[int]: ...  # noqa: D102
+    def encode_response(self, response: str) -> list[int]: ...  # noqa: D102
+    def decode_response(self, tokens: Sequence[int]) -> str: ...  # noqa: D102

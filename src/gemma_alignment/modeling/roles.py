@@ -1,0 +1,212 @@
+"""One frozen base that plays policy, reference, reward model and critic as adapters.
+
+The reference is the base without an adapter. PEFT lets adapters be switched between a forward and
+its backward without an error, and then the gradients are missing or wrong; so a role is a context,
+and entering a second one inside it is refused.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gemma_alignment.errors import UserError
+from gemma_alignment.modeling.heads import ScalarHead, chunked_logprobs
+from gemma_alignment.modeling.merging import empty_copy, write_merged
+from gemma_alignment.modeling.protocols import Role
+from gemma_alignment.modeling.sequences import HasSequences
+
+CHUNK = 2048  # positions whose logits exist at a time
+
+
+class SharedBase:
+    """See the module's docstring. Adapters are added by :meth:`add` or :meth:`load`."""
+
+    def __init__(self, base: Any, lora: Any, seed: int, gradient_checkpointing: bool = False):
+        self.device = base.device
+        self.model = base
+        self.peft: Any = None
+        self.heads: dict[str, ScalarHead] = {}
+        self._lora = lora
+        self._seed = seed
+        self._active: Role | None = None
+        self._merged: Any = None
+        self._checkpointing = gradient_checkpointing
+        self._flops = 0.0
+        self._size = _matmul_parameters(base)
+
+    def add(self, name: Role, zero_head: bool = False) -> None:
+        """A fresh adapter, B = 0, so that the role starts as the base; reward and critic get a head."""
+        from peft import LoraConfig, get_peft_model
+
+        targets = self._lora.targets if isinstance(self._lora.targets, str) else list(self._lora.targets)
+        config = LoraConfig(
+            r=self._lora.rank, lora_alpha=self._lora.alpha, target_modules=targets, lora_dropout=0.0,
+            task_type="CAUSAL_LM",
+        )  # fmt: skip
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed)
+            if self.peft is None:
+                self.peft = get_peft_model(self.model, config, adapter_name=name)
+                self.model = self.peft.get_base_model()
+            else:
+                self.peft.add_adapter(name, config)
+        self._settle(name, zero_head)
+
+    def load(self, name: Role, directory: str) -> None:
+        """A frozen adapter (and its head) from a directory in PEFT's layout.
+
+        Raises:
+            UserError: when the files are damaged or belong to another base.
+        """
+        from peft import PeftModel
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            if self.peft is None:
+                self.peft = PeftModel.from_pretrained(self.model, directory, adapter_name=name)
+                self.model = self.peft.get_base_model()
+            else:
+                self.peft.load_adapter(directory, adapter_name=name)
+            head = Path(directory) / "head.safetensors"
+            self._settle(name, zero_head=True)
+            if head.exists():
+                self.heads[name].load_state_dict(load_file(head))
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            raise UserError(
+                f"The adapter in {directory} cannot be used for the role {name!r}: {type(error).__name__}: "
+                f"{str(error).splitlines()[0]}\nMake it anew with the pipeline that wrote it."
+            ) from error
+
+    def _settle(self, name: Role, zero_head: bool) -> None:
+        for key, parameter in self.peft.named_parameters():
+            if f".{name}." in key:
+                parameter.data = parameter.data.float().to(self.device)  # bf16 masters round small updates away
+        if name in ("reward", "critic"):
+            generator = torch.Generator().manual_seed(self._seed)
+            self.heads[name] = ScalarHead(self.model.config.get_text_config().hidden_size, zero_head, generator).to(
+                self.device
+            )
+        self.peft.requires_grad_(False)
+
+    @contextmanager
+    def role(self, name: Role, train: bool = False) -> Iterator[None]:
+        """Play a role for a forward and its backward.
+
+        Raises:
+            RuntimeError: inside another role, where a switch would corrupt the pending backward.
+        """
+        if self._active is not None:
+            raise RuntimeError(f"cannot become {name!r} inside the role {self._active!r}: finish its backward first")
+        self._active = name
+        try:
+            with torch.set_grad_enabled(train):
+                if name == "reference":
+                    if self.peft is None:
+                        yield
+                    else:
+                        with self.peft.disable_adapter():
+                            yield
+                else:
+                    self.peft.set_adapter(name)
+                    self._prepare(name, train)
+                    yield
+        finally:
+            self._active = None
+            if self.peft is not None:
+                self.peft.requires_grad_(False)
+                self.model.eval()
+
+    def _prepare(self, name: Role, train: bool) -> None:
+        self.peft.requires_grad_(False)
+        for parameter in self.parameters_of(name):
+            parameter.requires_grad_(train)
+        if self._checkpointing and train:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.model.enable_input_require_grads()
+            self.model.train()  # checkpointing runs in train mode only; every dropout is 0
+        elif self._checkpointing:
+            self.model.gradient_checkpointing_disable()
+
+    def parameters_of(self, name: Role) -> list[nn.Parameter]:
+        """The tensors that training this role changes, found by name."""
+        own = [p for key, p in self.peft.named_parameters() if f".{name}." in key]
+        return own + list(self.heads[name].parameters()) if name in self.heads else own
+
+    def _hidden(self, batch: HasSequences) -> Tensor:
+        """Final hidden states (B, T + 1, d): position t is read before response token t, T after the last."""
+        if self._active is None:
+            raise RuntimeError("a forward pass needs a role: use `with model.role(...)`")
+        tokens = torch.cat([batch.prompt_tokens, batch.response_tokens], 1).to(self.device)
+        mask = torch.cat([batch.prompt_mask, batch.response_mask], 1).to(self.device)
+        positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+        states = self.model.base_model(
+            input_ids=tokens, attention_mask=mask.long(), position_ids=positions, use_cache=False
+        ).last_hidden_state
+        self._flops += (4.0 if torch.is_grad_enabled() else 2.0) * self._size * int(mask.sum())
+        return states[:, batch.prompt_tokens.shape[1] - 1 :]
+
+    def _logits(self, states: Tensor) -> Tensor:
+        logits = self.model.get_output_embeddings()(states)
+        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    def logprobs(self, batch: HasSequences, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies (B, T) of the response tokens, 0 where the mask is False."""
+        states = self._hidden(batch)[:, :-1]
+        mask = batch.response_mask.to(self.device)
+        found, spread = chunked_logprobs(
+            states[mask], batch.response_tokens.to(self.device)[mask], self._logits, temperature, CHUNK
+        )
+        zeros = torch.zeros(mask.shape, device=self.device)
+        return zeros.masked_scatter(mask, found), zeros.masked_scatter(mask, spread)
+
+    def logits(self, batch: HasSequences) -> Tensor:
+        """Logits (N, V) at the real response positions, for comparing two small models."""
+        return self._logits(self._hidden(batch)[:, :-1][batch.response_mask.to(self.device)])
+
+    def values(self, batch: HasSequences) -> Tensor:
+        """The critic's estimate (B, T) before each response token."""
+        return self.heads["critic"](self._hidden(batch)[:, :-1])
+
+    def scores(self, batch: HasSequences) -> Tensor:
+        """The reward head's output (B,) at the last response token."""
+        states = self._hidden(batch)
+        last = batch.response_mask.to(self.device).sum(1)
+        return self.heads["reward"](states[torch.arange(len(last), device=self.device), last])
+
+    def forward_flops(self) -> float:
+        """2 N operations per token of a forward, 2 N more for the backward through a frozen base."""
+        return self._flops
+
+    @contextmanager
+    def decoder(self, role: Role = "policy", weights: str = "merged") -> Iterator[Any]:
+        """The causal language model that samples for a role: a merged copy, or the role itself."""
+        with self.role(role):
+            if weights == "adapter" or (role == "reference" and not hasattr(self.model, "hf_quantizer")):
+                yield self.model
+            else:
+                if self._merged is None:
+                    self._merged = empty_copy(self.model, self.model.dtype)
+                yield write_merged(self.model, None if role == "reference" else role, self._merged)
+
+    def count_decoding(self, tokens: int) -> None:
+        """Add the forward passes of sampling to the count of operations."""
+        self._flops += 2.0 * self._size * tokens
+
+    def merged(self, role: Role, dtype: torch.dtype) -> Any:
+        """A plain model of its own with the role's adapter added to the dequantised base."""
+        return write_merged(self.model, role, empty_copy(self.model, dtype))
+
+
+def _matmul_parameters(base: Any) -> int:
+    """Weights that multiply every token: all linear layers, counting 4-bit ones unpacked, and the head."""
+    total = 0
+    for module in base.modules():
+        if isinstance(module, nn.Linear):
+            total += module.in_features * module.out_features
+    return total

@@ -1,0 +1,67 @@
+"""What nodes return when they made a model: objects with ``save_pretrained(directory)``."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A whole model with its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+
+    def save_pretrained(self, directory: str) -> None:
+        """Write safetensors, configuration, tokenizer and chat template."""
+        self.model.save_pretrained(directory, safe_serialization=True)
+        self.tokenizer.save_pretrained(directory)
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """An adapter in PEFT's standard layout, with a head and a few numbers beside it where it has them."""
+
+    config: Any
+    tensors: dict[str, Tensor]
+    base: str
+    head: dict[str, Tensor] | None = None
+    numbers: dict[str, float] = field(default_factory=dict)
+
+    def save_pretrained(self, directory: str) -> None:
+        """Write ``adapter_model.safetensors``, ``adapter_config.json``, and ``head.safetensors``."""
+        from safetensors.torch import save_file
+
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        settings = {**self.config.to_dict(), "base_model_name_or_path": self.base, "inference_mode": True}
+        settings = {key: sorted(v) if isinstance(v, set) else v for key, v in settings.items()}
+        Path(directory, "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+        save_file(self.tensors, Path(directory) / "adapter_model.safetensors", metadata={"format": "pt"})
+        if self.head is not None:
+            save_file(self.head, Path(directory) / "head.safetensors", metadata={"format": "pt"})
+        if self.numbers:
+            Path(directory, "normalizer.json").write_text(json.dumps(self.numbers, indent=2, sort_keys=True) + "\n")
+
+
+def saved_adapter(shared: Any, role: str, base: str, numbers: dict[str, float] | None = None) -> SavedAdapter:
+    """Copy a role's adapter (and head) out of a shared base."""
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(shared.peft, adapter_name=role)
+    head = shared.heads.get(role)
+    return SavedAdapter(
+        config=shared.peft.peft_config[role],
+        tensors={key: value.detach().cpu().contiguous().clone() for key, value in state.items()},
+        base=base,
+        head={key: value.detach().cpu().clone() for key, value in head.state_dict().items()} if head else None,
+        numbers=numbers or {},
+    )
+
+
+def read_normalizer(directory: str) -> tuple[float, float]:
+    """Mean and sd that put a reward model's output on its own scale."""
+    numbers = json.loads(Path(directory, "normalizer.json").read_text())
+    return numbers["mean"], numbers["sd"]

@@ -1,0 +1,100 @@
+"""The nodes of an arm: train a policy, answer with it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gemma_alignment.config import build
+from gemma_alignment.errors import UserError
+from gemma_alignment.pipelines.models import gold_of, open_base, peak_memory_mb, prepare
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def _held_out(chat: Any, prompts: Rows, pairs: Rows, count: int) -> Any:
+    """The first held-out prompts and chosen responses: the same for every arm and seed."""
+    from gemma_alignment.training.policy_evaluation import HeldOut
+
+    rows = [prompts[i] for i in range(min(count, len(prompts)))]
+    chosen = [pairs[i] for i in range(min(count, len(pairs)))]
+    return HeldOut(
+        [(row["prompt_id"], row["prompt"]) for row in rows],
+        [(chat.encode_prompt(r["prompt"]), chat.encode_response(r["chosen"][-1]["content"])) for r in chosen],
+    )
+
+
+def train_policy(
+    method_name: str, sft_merged_model: str, rm_model_bt: str, prompts_train: Rows, prompts_eval: Rows,
+    preferences_eval: Rows, method: dict[str, Any], policy_optimization: dict[str, Any], rollout: dict[str, Any],
+    kl_control: dict[str, Any], score_normalization: dict[str, Any], modeling: dict[str, Any],
+    runtime: dict[str, Any], preferences: dict[str, Any], seed: int, run_log: Any,
+) -> tuple[Any, list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:  # fmt: skip
+    """Train a policy against the frozen reward model with the one loop.
+
+    Returns: the policy's adapter, its history, its timing, and sample responses.
+
+    Raises:
+        UserError: for parameters that do not fit together.
+    """
+    from gemma_alignment.modeling.saving import read_normalizer, saved_adapter
+    from gemma_alignment.parameters import training as p
+    from gemma_alignment.training.kl_control import KLController
+    from gemma_alignment.training.methods import METHODS
+    from gemma_alignment.training.policy_optimization import Run, optimize
+    from gemma_alignment.training.score_normalization import score_normalizer
+
+    how = build(METHODS[method_name], method, method_name)
+    shared = build(p.PolicyOptimizationParameters, policy_optimization, "policy_optimization")
+    control = build(p.KLControlParameters, kl_control, "kl_control")
+    ema = build(p.ScoreNormalizationParameters, score_normalization, "score_normalization")
+    try:
+        shared.prompts_per_iteration(how.group_size)
+    except ValueError as error:
+        raise UserError(f"{method_name}: {error}") from error
+    device = prepare(runtime)
+    model, chat = open_base(sft_merged_model, modeling, device, seed)
+    model.add("policy")
+    model.load("reward", rm_model_bt)
+    if how.needs_critic:
+        model.add("critic", zero_head=True)
+    run = Run(
+        method=how, model=model, chat=chat,
+        prompts=[(row["prompt_id"], row["prompt"]) for row in prompts_train],
+        held_out=_held_out(chat, prompts_eval, preferences_eval, shared.eval_prompts),
+        settings=shared, rollout=build(p.RolloutParameters, rollout, "rollout"),
+        kl_controller=KLController(
+            control.schedule, control.target, control.horizon, control.max_rise, control.max_fall
+        ),
+        score_normalizer=score_normalizer(how.normalize_scores, 0.0, 1.0, ema.decay),
+        scale=read_normalizer(rm_model_bt), seed=seed, gold=gold_of(preferences),
+        peak_memory=lambda: peak_memory_mb(device),
+    )  # fmt: skip
+    for record in optimize(run):
+        run_log.append(record)
+    return (
+        saved_adapter(model, "policy", sft_merged_model),
+        *(run_log.rows(name) for name in ("history", "timing", "samples")),
+    )
+
+
+def answer_with_policy(
+    sft_merged_model: str, rm_model_bt: str, policy: str, prompts_eval: Rows, policy_optimization: dict[str, Any],
+    rollout: dict[str, Any], modeling: dict[str, Any], runtime: dict[str, Any], preferences: dict[str, Any],
+    prepare_seed: int,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The policy's answers to every held-out prompt, with the same random numbers as the SFT model's."""
+    from gemma_alignment.modeling.saving import read_normalizer
+    from gemma_alignment.parameters.training import PolicyOptimizationParameters, RolloutParameters
+    from gemma_alignment.training.policy_evaluation import answer
+    from gemma_alignment.training.seeding import generator
+
+    shared = build(PolicyOptimizationParameters, policy_optimization, "policy_optimization")
+    model, chat = open_base(sft_merged_model, modeling, prepare(runtime), prepare_seed)
+    model.load("policy", policy)
+    model.load("reward", rm_model_bt)
+    rows, _ = answer(
+        model, chat, [(row["prompt_id"], row["prompt"]) for row in prompts_eval], role="policy",
+        settings=build(RolloutParameters, rollout, "rollout"), scale=read_normalizer(rm_model_bt),
+        penalty=shared.missing_eos_penalty, size=shared.microbatch_size,
+        generator=generator(prepare_seed, "responses"), gold=gold_of(preferences),
+    )  # fmt: skip
+    return rows

@@ -1,0 +1,34 @@
+"""SFT model and preference pairs to the frozen reward model, and the SFT model's scored answers."""
+
+from kedro.pipeline import Pipeline, node
+
+from gemma_alignment.pipelines.reward_model.nodes import train_reward_model
+from gemma_alignment.pipelines.sft.nodes import answer_with_sft
+
+
+def create_pipeline() -> Pipeline:
+    """``train_reward_model``, then the SFT model's answers with their scores."""
+    return Pipeline(
+        [
+            node(
+                train_reward_model,
+                inputs=[
+                    "sft_merged_model", "preferences_train", "preferences_eval", "prompts_train", "params:modeling",
+                    "params:runtime", "params:reward_model", "params:rollout", "params:prepare_seed",
+                    "reward_model.run_log",
+                ],
+                outputs=["rm_model_bt", "reward_model.history"],
+                name="train_reward_model",
+            ),
+            node(
+                answer_with_sft,
+                inputs=[
+                    "sft_merged_model", "rm_model_bt", "prompts_eval", "params:modeling", "params:runtime",
+                    "params:policy_optimization", "params:rollout", "params:preferences", "params:prepare_seed",
+                ],
+                outputs="sft.responses",
+                name="answer_with_sft",
+            ),
+        ],
+        tags="reward_model",
+    )  # fmt: skip

@@ -1,0 +1,113 @@
+"""Nodes of supervised fine-tuning."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gemma_alignment.config import build
+from gemma_alignment.pipelines.models import gold_of, open_base, prepare
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def _examples(chat: Any, rows: Rows, genrm: Rows, settings: Any, seed: int) -> list[tuple[list[int], list[int]]]:
+    """The mixture: shares of the chosen responses and of the GenRM records, as token ids."""
+    from gemma_alignment.training.seeding import shuffled
+
+    chosen = [(row["prompt"], row["chosen"][-1]["content"]) for row in rows]
+    judged = [(row["messages"][0]["content"], row["messages"][1]["content"]) for row in genrm]
+    picked = []
+    for name, pool, share in (("chosen", chosen, settings.chosen_share), ("genrm", judged, settings.genrm_share)):
+        order = shuffled(len(pool), seed, f"sft-{name}")
+        picked += [pool[i] for i in order[: round(share * len(pool))]]
+    return [(chat.encode_prompt(prompt), chat.encode_response(response)) for prompt, response in picked]
+
+
+def train_sft(
+    base_model: str, preferences_train: Rows, preferences_eval: Rows, genrm_train: Rows, modeling: dict[str, Any],
+    runtime: dict[str, Any], sft: dict[str, Any], prepare_seed: int, run_log: Any,
+) -> tuple[Any, list[dict[str, Any]]]:  # fmt: skip
+    """Train the SFT adapter on chosen responses and GenRM records; perplexity before and after.
+
+    Returns: the adapter and the history.
+    """
+    from gemma_alignment.modeling.saving import saved_adapter
+    from gemma_alignment.parameters.training import SFTParameters
+    from gemma_alignment.schemas import UpdateRecord
+    from gemma_alignment.training.supervised import perplexity, train_supervised
+
+    settings = build(SFTParameters, sft, "sft")
+    model, chat = open_base(base_model, modeling, prepare(runtime), prepare_seed)
+    model.add("policy")
+    examples = _examples(chat, preferences_train, genrm_train, settings, prepare_seed)
+    rows = [preferences_eval[i] for i in range(min(settings.eval_pairs, len(preferences_eval)))]
+    held_out = [
+        (chat.encode_prompt(row["prompt"]), chat.encode_response(row["chosen"][-1]["content"])) for row in rows
+    ]
+    size = settings.microbatch_size
+    before = perplexity(model, "policy", held_out, chat.pad_id, size)
+    step = 0
+    for record in train_supervised(model, examples, settings, chat.pad_id, prepare_seed):
+        run_log.append(record)
+        step = record.iteration
+    after = perplexity(model, "policy", held_out, chat.pad_id, size)
+    run_log.append(UpdateRecord(step + 1, {"sft/perplexity_before": before, "sft/perplexity_after": after}, {}))
+    return saved_adapter(model, "policy", base_model), run_log.rows("history")
+
+
+def merge_sft(
+    base_model: str, sft_adapter: str, preferences_eval: Rows, modeling: dict[str, Any], runtime: dict[str, Any],
+    prepare_seed: int, run_log: Any, history: Rows,
+) -> Any:  # fmt: skip
+    """Add the SFT adapter to the dequantised base: the model that every arm starts from.
+
+    Never into 4 bits. Saved in bfloat16, or in float32 where the base is float32. Logs the largest
+    difference of a logit between the merged and the unmerged model on held-out responses.
+    """
+    import torch
+
+    from gemma_alignment.modeling.roles import SharedBase
+    from gemma_alignment.modeling.saving import SavedModel
+    from gemma_alignment.modeling.sequences import sequences
+    from gemma_alignment.schemas import UpdateRecord
+
+    model, chat = open_base(base_model, modeling, prepare(runtime), prepare_seed)
+    model.load("policy", sft_adapter)
+    merged = model.merged("policy", model.model.dtype)
+    rows = [preferences_eval[i] for i in range(min(8, len(preferences_eval)))]
+    batch = sequences(
+        [chat.encode_prompt(row["prompt"]) for row in rows],
+        [chat.encode_response(row["chosen"][-1]["content"]) for row in rows],
+        chat.pad_id,
+    )
+    with model.role("policy"):
+        unmerged = model.logits(batch)
+    plain = SharedBase(merged, None, prepare_seed)
+    with plain.role("reference"):
+        gap = float((plain.logits(batch) - unmerged).abs().max())
+    step = int(history[-1]["iteration"])
+    run_log.append(UpdateRecord(step + 1, {"sft/merge_max_logit_diff": gap}, {}))
+    if not torch.isfinite(torch.tensor(gap)):
+        raise ValueError("the merged model's logits are not finite")
+    return SavedModel(merged, chat.tokenizer)
+
+
+def answer_with_sft(
+    sft_merged_model: str, rm_model_bt: str, prompts_eval: Rows, modeling: dict[str, Any], runtime: dict[str, Any],
+    policy_optimization: dict[str, Any], rollout: dict[str, Any], preferences: dict[str, Any], prepare_seed: int,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The SFT model's own answers to the held-out prompts: what both methods are measured against."""
+    from gemma_alignment.modeling.saving import read_normalizer
+    from gemma_alignment.parameters.training import PolicyOptimizationParameters, RolloutParameters
+    from gemma_alignment.training.policy_evaluation import answer
+    from gemma_alignment.training.seeding import generator
+
+    shared = build(PolicyOptimizationParameters, policy_optimization, "policy_optimization")
+    model, chat = open_base(sft_merged_model, modeling, prepare(runtime), prepare_seed)
+    model.load("reward", rm_model_bt)
+    rows, _ = answer(
+        model, chat, [(row["prompt_id"], row["prompt"]) for row in prompts_eval], role="reference",
+        settings=build(RolloutParameters, rollout, "rollout"), scale=read_normalizer(rm_model_bt),
+        penalty=shared.missing_eos_penalty, size=shared.microbatch_size,
+        generator=generator(prepare_seed, "responses"), gold=gold_of(preferences),
+    )  # fmt: skip
+    return rows

@@ -1,0 +1,100 @@
+"""Prompts to experience: sample, then score with every role that does not learn. No gradient."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gemma_alignment.modeling.protocols import Role, Text
+from gemma_alignment.modeling.sequences import Sequences
+from gemma_alignment.rollout.sampling import Rollout, sample
+from gemma_alignment.schemas import Experience
+
+
+def rollout(
+    model: Any, chat: Text, prompts: Sequence[str], group_size: int, settings: Any, generator: torch.Generator,
+    role: Role = "policy",
+) -> Rollout:  # fmt: skip
+    """Sample responses of a role; ``settings`` are the rollout parameters."""
+    with model.decoder(role, settings.weights) as decoder:
+        result = sample(
+            decoder,
+            [chat.encode_prompt(p) for p in prompts],
+            group_size,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            stop_ids=chat.stop_ids,
+            pad_id=chat.pad_id,
+            generator=generator,
+            batch_size=settings.batch_size,
+        )
+    model.count_decoding(result.decoded_tokens)
+    return result
+
+
+def in_parts(batch: Sequences, size: int, function: Callable[[Sequences], Tensor]) -> Tensor:
+    """Apply ``function`` to parts of like length with little padding, and put the rows back in order.
+
+    The result of a part is (b,) or (b, t); shorter ones are filled with 0 up to T.
+    """
+    lengths = batch.prompt_mask.sum(1) + batch.response_mask.sum(1)
+    order = torch.argsort(lengths, stable=True)
+    out: Tensor | None = None
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        prompt = int(batch.prompt_mask[rows].sum(1).max())
+        response = max(1, int(batch.response_mask[rows].sum(1).max()))
+        part = Sequences(
+            batch.prompt_tokens[rows, -prompt:], batch.prompt_mask[rows, -prompt:],
+            batch.response_tokens[rows, :response], batch.response_mask[rows, :response],
+        )  # fmt: skip
+        found = function(part).float().cpu()
+        if out is None:
+            out = torch.zeros(len(order) if found.dim() == 1 else batch.response_mask.shape)
+        if found.dim() == 1:
+            out[rows] = found
+        else:
+            out[rows, : found.shape[1]] = found
+    if out is None:
+        raise ValueError("an empty batch has nothing to score")
+    return out
+
+
+def score(model: Any, batch: Sequences, ended: Tensor, scale: tuple[float, float], penalty: float, size: int) -> Tensor:
+    """Reward-model scores (B,) in units of the model's own normaliser, cut-off responses penalised.
+
+    ``(output − mean) / sd − penalty · [not ended]`` with ``scale = (mean, sd)``.
+    """
+    mean, sd = scale
+    with model.role("reward"):
+        raw = in_parts(batch, size, model.scores)
+    return (raw - mean) / sd - penalty * (~ended).float()
+
+
+def role_logprobs(model: Any, role: Role, batch: Sequences, temperature: float, size: int) -> Tensor:
+    """Log-probabilities (B, T) of the responses under a role, without gradient."""
+    with model.role(role):
+        return in_parts(batch, size, lambda part: model.logprobs(part, temperature)[0])
+
+
+def collect(
+    model: Any, chat: Text, prompts: Sequence[tuple[str, str]], group_size: int, *, settings: Any,
+    scale: tuple[float, float], penalty: float, normalize: Callable[[Tensor], Tensor], with_critic: bool,
+    microbatch_size: int, generator: torch.Generator,
+) -> Experience:  # fmt: skip
+    """One iteration's experience from ``prompts``, pairs of (prompt_id, text)."""
+    found = rollout(model, chat, [text for _, text in prompts], group_size, settings, generator)
+    batch = found.sequences
+    raw = score(model, batch, found.ended, scale, penalty, microbatch_size)
+    old = role_logprobs(model, "policy", batch, settings.temperature, microbatch_size)
+    reference = role_logprobs(model, "reference", batch, settings.temperature, microbatch_size)
+    values = None
+    if with_critic:
+        with model.role("critic"):
+            values = in_parts(batch, microbatch_size, model.values) * batch.response_mask
+    return Experience(
+        *batch, ended=found.ended, scores=normalize(raw), raw_scores=raw, old_logprobs=old, ref_logprobs=reference,
+        values=values, group_size=group_size,
+        prompt_ids=tuple(prompt_id for prompt_id, _ in prompts for _ in range(group_size)),
+    )  # fmt: skip

@@ -1,0 +1,288 @@
+"""The one loop of every arm. It yields records and writes nothing; a method is what differs.
+
+Each iteration: (1) sample and score, (2) assign credit, (3) update policy and, where the method has
+one, critic, (4) move the KL controller and the score normaliser, (5) report.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gemma_alignment.errors import UserError
+from gemma_alignment.modeling.protocols import Text
+from gemma_alignment.objectives.kl import k1
+from gemma_alignment.rollout.experience import collect
+from gemma_alignment.schemas import Credit, Experience, Minibatch, Normalizer, UpdateRecord
+from gemma_alignment.training.policy_evaluation import Gold, HeldOut, evaluate_policy
+from gemma_alignment.training.schedule import guarded_step
+from gemma_alignment.training.seeding import generator, prompt_order
+
+
+RATIO_TOLERANCE = 0.02  # nats; fp32 stays below 1e-5, bf16 and 4 bits below this
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that an arm's run is made of, built by the node."""
+
+    method: Any
+    model: Any
+    chat: Text
+    prompts: Sequence[tuple[str, str]]
+    held_out: HeldOut
+    settings: Any
+    """The shared policy-optimization parameters."""
+    rollout: Any
+    kl_controller: Any
+    score_normalizer: Any
+    scale: tuple[float, float]
+    """Mean and sd of the reward model's fixed normaliser."""
+    seed: int
+    gold: Gold | None
+    peak_memory: Callable[[], float]
+    """Peak memory of the process or device, in MB."""
+
+
+@dataclass
+class _Budget:
+    """What has been spent so far."""
+
+    responses: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+def optimize(run: Run) -> Iterator[UpdateRecord]:
+    """Train the policy adapter (and critic) of ``run.model`` in place; yields one record an iteration.
+
+    Record 0 is the policy before any update; record i comes after the i-th update.
+
+    Raises:
+        UserError: when a loss, gradient, score or log-probability is not finite, or when the first
+            ratio of an iteration differs from 1; no weight was changed by the step that failed.
+        ValueError: when the group size does not divide the responses of an iteration.
+    """
+    settings, budget = run.settings, _Budget()
+    per_iteration = settings.prompts_per_iteration(run.method.group_size)
+    optimizers = {"policy": _adam(run, "policy", settings.learning_rate)}
+    if run.method.needs_critic:
+        optimizers["critic"] = _adam(run, "critic", settings.critic_learning_rate)
+    metrics, samples = _evaluation(run, 0)
+    yield UpdateRecord(0, {**metrics, "policy/kl_coef": run.kl_controller.coef}, {}, samples)
+    for iteration in range(1, settings.num_iterations + 1):
+        started = time.perf_counter()
+        remaining = 1 - (iteration - 1) / settings.num_iterations
+        for optimizer in optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * remaining
+        rows = prompt_order(len(run.prompts), per_iteration, iteration - 1, run.seed)
+        experience = collect(
+            run.model, run.chat, [run.prompts[i] for i in rows], run.method.group_size, settings=run.rollout,
+            scale=run.scale, penalty=settings.missing_eos_penalty, normalize=run.score_normalizer.normalize,
+            with_critic=run.method.needs_critic, microbatch_size=settings.microbatch_size,
+            generator=generator(run.seed, "rollout", iteration),
+        )  # fmt: skip
+        sampled = time.perf_counter() - started
+        check_finite(experience, iteration)
+        kl_coef = run.kl_controller.coef
+        credit = run.method.assign_credit(experience, kl_coef)
+        stats = _update(run, experience, credit, optimizers, iteration)
+        metrics = {**_describe(run, experience), **stats, "policy/kl_coef": kl_coef}
+        run.score_normalizer.update(experience.raw_scores)
+        run.kl_controller.update(
+            metrics["policy/kl_to_reference"], len(experience.ended), iteration / settings.num_iterations
+        )
+        tokens = int(experience.response_mask.sum())
+        budget.responses += len(experience.ended)
+        budget.tokens += tokens
+        budget.seconds += time.perf_counter() - started
+        samples: Sequence[Any] = ()
+        if iteration % settings.eval_every == 0 or iteration == settings.num_iterations:
+            held_out, samples = _evaluation(run, iteration)
+            metrics |= held_out
+        metrics |= {
+            "budget/responses": float(budget.responses),
+            "budget/tokens_generated": float(budget.tokens),
+            "budget/flops": run.model.forward_flops(),
+        }
+        timing = {
+            "rollout/tokens_per_second": tokens / sampled,
+            "budget/seconds": budget.seconds,
+            "memory/peak_mb": run.peak_memory(),
+        }
+        yield UpdateRecord(iteration, metrics, timing, samples)
+
+
+def _adam(run: Run, role: Any, rate: float) -> torch.optim.Optimizer:
+    optimizer = torch.optim.Adam(run.model.parameters_of(role), lr=rate, eps=run.settings.adam_epsilon)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = rate
+    return optimizer
+
+
+def minibatch_of(experience: Experience, credit: Credit, kl_coef: float) -> Minibatch:
+    """The whole experience with its credit as one batch."""
+    return Minibatch(
+        experience.prompt_tokens, experience.prompt_mask, experience.response_tokens, experience.response_mask,
+        experience.old_logprobs, experience.ref_logprobs, credit.advantages, experience.values, credit.returns,
+        kl_coef,
+    )  # fmt: skip
+
+
+def _update(
+    run: Run, experience: Experience, credit: Credit, optimizers: dict[str, torch.optim.Optimizer], iteration: int
+) -> dict[str, float]:
+    """Every epoch's minibatches in a shuffled order; returns the statistics' mean over optimizer steps."""
+    whole = minibatch_of(experience, credit, run.kl_controller.coef)
+    totals: dict[str, float] = {}
+    steps = 0
+    for epoch in range(run.method.update_epochs):
+        chance = generator(run.seed, "minibatches", iteration * run.method.update_epochs + epoch)
+        order = torch.randperm(len(whole), generator=chance)
+        for start in range(0, len(whole), run.settings.minibatch_size):
+            minibatch = whole.select(order[start : start + run.settings.minibatch_size])
+            found = _step(run, minibatch, optimizers, iteration, first=steps == 0)
+            totals = {key: totals.get(key, 0.0) + value for key, value in found.items()}
+            steps += 1
+    return {key: value / steps for key, value in totals.items()}
+
+
+def _step(
+    run: Run, minibatch: Minibatch, optimizers: dict[str, torch.optim.Optimizer], iteration: int, first: bool
+) -> dict[str, float]:
+    """One optimizer step of policy and critic, accumulated over micro-batches with global counts.
+
+    The policy's forward and backward end before the critic's forward begins: both are adapters on
+    one base, and a switch between would corrupt the pending backward.
+    """
+    normalizer = Normalizer.of(minibatch, run.rollout.max_new_tokens)
+    stats: dict[str, float] = {}
+    losses = dict.fromkeys(optimizers, 0.0)
+    for micro in minibatch.split(run.settings.microbatch_size):
+        micro = _on(run.model.device, micro)
+        with run.model.role("policy", train=True):
+            logprobs, entropy = run.model.logprobs(micro, run.rollout.temperature)
+            if first:
+                check_first_ratio(logprobs, micro, iteration)
+            loss, found = run.method.policy_loss(logprobs, micro, normalizer)
+            loss.backward()
+        losses["policy"] += float(loss.detach())
+        _add(stats, {"policy/" + key: value for key, value in found.items()})
+        _add(stats, {"policy/entropy": (entropy * micro.response_mask).sum() / normalizer.tokens})
+        if run.method.needs_critic:
+            with run.model.role("critic", train=True):
+                loss, found = run.method.value_loss(run.model.values(micro), micro, normalizer)
+                loss.backward()
+            losses["critic"] += float(loss.detach())
+            _add(stats, {"value/loss": found["value_loss"]})
+    for role, optimizer in optimizers.items():
+        norm = guarded_step(
+            optimizer, run.model.parameters_of(role), losses[role], run.settings.max_grad_norm,
+            f"{run.method.name}, iteration {iteration}, {role}",
+        )  # fmt: skip
+        stats["policy/grad_norm" if role == "policy" else "value/grad_norm"] = norm
+    return stats
+
+
+def _on(device: torch.device, micro: Minibatch) -> Minibatch:
+    if device.type == "cpu":
+        return micro
+    from dataclasses import fields, replace
+
+    moved = {f.name: getattr(micro, f.name) for f in fields(micro)}
+    return replace(micro, **{k: v.to(device) for k, v in moved.items() if isinstance(v, Tensor)})
+
+
+def _add(stats: dict[str, float], found: dict[str, Tensor]) -> None:
+    for key, value in found.items():
+        stats[key] = stats.get(key, 0.0) + float(value)
+
+
+def _describe(run: Run, experience: Experience) -> dict[str, float]:
+    """What the sampled responses look like, before the update."""
+    mask, scores = experience.response_mask, experience.raw_scores
+    count = len(scores)
+    divergence = (k1(experience.old_logprobs, experience.ref_logprobs) * mask).sum(1)
+    groups = experience.scores.view(-1, experience.group_size)
+    metrics = {
+        "reward/score_mean": float(scores.mean()),
+        "reward/score_std": float(scores.std(correction=0)),
+        "policy/kl_to_reference": float(divergence.mean()),
+        "rollout/response_length": float(mask.sum()) / count,
+        "rollout/eos_rate": float(experience.ended.float().mean()),
+    }
+    if experience.group_size > 1:
+        metrics["rollout/zero_variance_groups"] = float((groups.std(1) == 0).float().mean())
+    if experience.values is not None:
+        metrics["value/explained_variance"] = explained_variance(experience)
+    if run.gold is not None:
+        texts = [
+            run.chat.decode_response(row[m].tolist())
+            for row, m in zip(experience.response_tokens, mask, strict=True)
+        ]
+        by_id = dict(run.prompts)
+        metrics["reward/gold_mean"] = (
+            sum(run.gold(by_id[i], text) for i, text in zip(experience.prompt_ids, texts, strict=True)) / count
+        )
+    return metrics
+
+
+def explained_variance(experience: Experience) -> float:
+    """1 − Var(s − V_0) / Var(s): how much of the score the critic knew before the first token.
+
+    Read at the first response position against the normalised score; 0 when the scores do not vary.
+    """
+    if experience.values is None:
+        raise ValueError("explained variance needs a critic")
+    first, target = experience.values[:, 0], experience.scores
+    spread = float(target.var(correction=0))
+    return 1 - float((target - first).var(correction=0)) / spread if spread > 0 else 0.0
+
+
+def check_finite(experience: Experience, iteration: int) -> None:
+    """Stop before an update on a NaN or an infinity.
+
+    Raises:
+        UserError: names the iteration, the first bad quantity and its prompt ids.
+    """
+    for name in ("scores", "old_logprobs", "ref_logprobs", "values"):
+        tensor = getattr(experience, name)
+        if tensor is None or bool(torch.isfinite(tensor).all()):
+            continue
+        rows = (~torch.isfinite(tensor)).reshape(len(tensor), -1).any(1).nonzero()[:3, 0].tolist()
+        prompts = [experience.prompt_ids[i] if experience.prompt_ids else str(i) for i in rows]
+        raise UserError(
+            f"Iteration {iteration}: {name} is not finite for the prompts {', '.join(prompts)}. "
+            "No weight was changed. The usual causes are a learning rate that is too high and a damaged adapter."
+        )
+
+
+def check_first_ratio(logprobs: Tensor, micro: Minibatch, iteration: int) -> None:
+    """Before the first step of an iteration, π / π_old must be 1.
+
+    Raises:
+        UserError: names the likely causes.
+    """
+    with torch.no_grad():
+        gap = ((logprobs - micro.old_logprobs).abs() * micro.response_mask).max()
+    if not math.isfinite(float(gap)) or float(gap) > RATIO_TOLERANCE:
+        raise UserError(
+            f"Iteration {iteration}: log-probabilities differ by {float(gap):.2g} nats from those taken before the "
+            "update, where they must be equal. Likely causes: dropout left on, an adapter switched in between, "
+            "another temperature, or padding that reaches the attention."
+        )
+
+
+def _evaluation(run: Run, iteration: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Held-out metrics with the same random numbers at every evaluation."""
+    metrics, rows = evaluate_policy(
+        run.model, run.chat, run.held_out, settings=run.rollout, scale=run.scale,
+        penalty=run.settings.missing_eos_penalty, size=run.settings.microbatch_size,
+        generator=generator(run.seed, "evaluation"), gold=run.gold,
+    )  # fmt: skip
+    return metrics, [{"iteration": iteration, **row} for row in rows[: run.settings.samples_per_evaluation]]

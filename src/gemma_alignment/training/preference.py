@@ -1,0 +1,68 @@
+"""Bradley-Terry training of the reward model, and its held-out accuracy."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from gemma_alignment.modeling.sequences import by_length, sequences
+from gemma_alignment.objectives.losses import bradley_terry
+from gemma_alignment.schemas import UpdateRecord
+from gemma_alignment.training.schedule import guarded_step, warmup_cosine
+from gemma_alignment.training.seeding import shuffled
+
+Pair = tuple[list[int], list[int], list[int]]
+"""Token ids of a prompt, its chosen and its rejected response."""
+
+
+def pair_scores(model: Any, pairs: Sequence[Pair], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores (N,) of the chosen and of the rejected responses, in one pass, in the active role."""
+    prompts = [p for p, _, _ in pairs] * 2
+    responses = [c for _, c, _ in pairs] + [r for _, _, r in pairs]
+    scores = model.scores(sequences(prompts, responses, pad_id))
+    return scores[: len(pairs)], scores[len(pairs) :]
+
+
+def train_reward_model(
+    model: Any, pairs: Sequence[Pair], settings: Any, pad_id: int, seed: int
+) -> Iterator[UpdateRecord]:
+    """Train the reward adapter and head; yields loss and accuracy every ``log_every`` steps."""
+    parameters = model.parameters_of("reward")
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
+    steps_per_epoch = max(1, len(pairs) // settings.batch_size)
+    total = steps_per_epoch * settings.epochs
+    losses: list[float] = []
+    for step in range(total):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * warmup_cosine(step, total, settings.warmup_share)
+        epoch, position = divmod(step, steps_per_epoch)
+        rows = shuffled(len(pairs), seed, "reward_model", epoch)[position * settings.batch_size :]
+        chosen = [pairs[i] for i in rows[: settings.batch_size]]
+        losses.append(_accumulate(model, chosen, settings.microbatch_size, pad_id))
+        where = f"Reward model, step {step + 1}"
+        guarded_step(optimizer, parameters, losses[-1], settings.max_grad_norm, where)
+        if (step + 1) % settings.log_every == 0 or step + 1 == total:
+            yield UpdateRecord(step + 1, {"reward_model/loss": sum(losses) / len(losses)}, {})
+            losses = []
+
+
+def _accumulate(model: Any, pairs: Sequence[Pair], size: int, pad_id: int) -> float:
+    summed = 0.0
+    for part in by_length([p + c for p, c, _ in pairs], [r for _, _, r in pairs], size):
+        with model.role("reward", train=True):
+            better, worse = pair_scores(model, [pairs[i] for i in part], pad_id)
+            loss = bradley_terry(better, worse).sum() / len(pairs)
+            loss.backward()
+        summed += float(loss.detach())
+    return summed
+
+
+def margins(model: Any, pairs: Sequence[Pair], pad_id: int, size: int) -> list[float]:
+    """Score of the chosen minus score of the rejected response, pair by pair, in order."""
+    found = [0.0] * len(pairs)
+    for part in by_length([p + c for p, c, _ in pairs], [r for _, _, r in pairs], size):
+        with model.role("reward"):
+            better, worse = pair_scores(model, [pairs[i] for i in part], pad_id)
+        for i, value in zip(part, (better - worse).tolist(), strict=True):
+            found[i] = value
+    return found

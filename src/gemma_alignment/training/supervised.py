@@ -1,0 +1,68 @@
+"""Supervised fine-tuning: cross-entropy on response tokens only, counted over the optimizer step."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from gemma_alignment.modeling.sequences import by_length, sequences
+from gemma_alignment.schemas import UpdateRecord
+from gemma_alignment.training.schedule import guarded_step, warmup_cosine
+from gemma_alignment.training.seeding import shuffled
+
+Example = tuple[list[int], list[int]]
+"""Token ids of a prompt and of its response."""
+
+
+def train_supervised(
+    model: Any, examples: Sequence[Example], settings: Any, pad_id: int, seed: int
+) -> Iterator[UpdateRecord]:
+    """Train the policy adapter on ``examples``; yields the loss every ``log_every`` steps.
+
+    L = −Σ log π(y_t | x, y_<t) / (number of response tokens in the optimizer step).
+    """
+    parameters = model.parameters_of("policy")
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
+    steps_per_epoch = max(1, len(examples) // settings.batch_size)
+    total = steps_per_epoch * settings.epochs
+    losses: list[float] = []
+    for step in range(total):
+        epoch, position = divmod(step, steps_per_epoch)
+        rows = shuffled(len(examples), seed, "sft", epoch)[position * settings.batch_size :][: settings.batch_size]
+        losses.append(_step(model, [examples[i] for i in rows], optimizer, parameters, settings, pad_id, step, total))
+        if (step + 1) % settings.log_every == 0 or step + 1 == total:
+            yield UpdateRecord(step + 1, {"sft/loss": sum(losses) / len(losses)}, {})
+            losses = []
+
+
+def _step(
+    model: Any, rows: Sequence[Example], optimizer: Any, parameters: Any, settings: Any, pad_id: int, step: int,
+    total: int,
+) -> float:  # fmt: skip
+    for group in optimizer.param_groups:
+        group["lr"] = settings.learning_rate * warmup_cosine(step, total, settings.warmup_share)
+    tokens = sum(len(response) for _, response in rows)
+    summed = 0.0
+    prompts, responses = [p for p, _ in rows], [r for _, r in rows]
+    for part in by_length(prompts, responses, settings.microbatch_size):
+        batch = sequences([prompts[i] for i in part], [responses[i] for i in part], pad_id)
+        with model.role("policy", train=True):
+            logprobs, _ = model.logprobs(batch, 1.0)
+            loss = -logprobs.sum() / tokens
+            loss.backward()
+        summed += float(loss.detach())
+    guarded_step(optimizer, parameters, summed, settings.max_grad_norm, f"SFT, step {step + 1}")
+    return summed
+
+
+def perplexity(model: Any, role: Any, examples: Sequence[Example], pad_id: int, size: int) -> float:
+    """exp(mean negative log-probability of a response token) under a role."""
+    total, tokens = 0.0, 0
+    prompts, responses = [p for p, _ in examples], [r for _, r in examples]
+    for part in by_length(prompts, responses, size):
+        batch = sequences([prompts[i] for i in part], [responses[i] for i in part], pad_id)
+        with model.role(role):
+            total += float(model.logprobs(batch, 1.0)[0].sum())
+        tokens += int(batch.response_mask.sum())
+    return math.exp(-total / max(1, tokens))
