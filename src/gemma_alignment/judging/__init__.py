@@ -1,0 +1,1 @@
+"""A judge compares two answers: clients, both orders, parsing, money and what the judge is worth."""

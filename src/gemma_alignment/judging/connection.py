@@ -1,0 +1,59 @@
+"""The handle through which a node reaches a judge: it knows where files lie and holds the secret."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from gemma_alignment.judging.cache import ReplyCache
+from gemma_alignment.judging.client import Judge
+from gemma_alignment.judging.recorded import RecordedJudge
+from gemma_alignment.judging.rubric import RubricJudge
+from gemma_alignment.parameters.judge import JudgeParameters
+
+
+class JudgeConnection:
+    """Makes the judge that the parameters describe; what must not be seen stays in here.
+
+    Args:
+        cache_path: the file of replies that were paid for; the record of spending lies beside it.
+        api_key: of the service; never shown, logged or stored.
+    """
+
+    def __init__(self, cache_path: str | Path, api_key: str | None = None) -> None:
+        self._cache_path = Path(cache_path)
+        self._api_key = api_key
+
+    def __repr__(self) -> str:
+        """Says whether there is a key, not which."""
+        return f"JudgeConnection({str(self._cache_path)!r}, api_key={'set' if self._api_key else 'not set'})"
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be copied or written anywhere: the key would go along."""
+        raise TypeError("a JudgeConnection holds a secret: it is neither copied nor serialised")
+
+    def cache(self) -> ReplyCache:
+        """The replies that were paid for."""
+        return ReplyCache(self._cache_path)
+
+    def judge(self, parameters: JudgeParameters, score: Callable[[str, str], float] | None = None) -> Judge:
+        """The judge of ``parameters.kind``, which is by now "rubric", "openai" or "recorded".
+
+        Args:
+            parameters: section ``judge``.
+            score: the quality of a response to a prompt; the rubric alone needs it.
+
+        Raises:
+            UserError: a key or a file is missing, or the model has no price.
+        """
+        if parameters.kind == "rubric" and score is not None:
+            rubric = parameters.rubric
+            return RubricJudge(
+                score,
+                noise=rubric.noise,
+                position_bias=rubric.position_bias,
+                tie_margin=rubric.tie_margin,
+                seed=parameters.seed,
+            )
+        if parameters.kind == "recorded" and parameters.recorded_path is not None:
+            return RecordedJudge(parameters.recorded_path)
+        raise ValueError(f"there is no judge of kind {parameters.kind!r}")

@@ -1,0 +1,161 @@
+"""Many pairs, both orders, one judge: what is asked once, asked again, or not asked at all."""
+
+import logging
+import threading
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gemma_alignment.errors import UserError
+from gemma_alignment.judging.cache import ReplyCache
+from gemma_alignment.judging.client import Judge, JudgeUnavailable, Reply, Request
+from gemma_alignment.judging.pairing import UNPARSED
+from gemma_alignment.judging.parsing import parse_verdict
+
+logger = logging.getLogger(__name__)
+
+FAILURES_IN_A_ROW = 5
+"""So many requests without a reply, one after the other, are an outage and no bad luck."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two systems' answers to one prompt."""
+
+    prompt_id: str
+    prompt: str
+    system_a: str
+    system_b: str
+    answer_a: str
+    answer_b: str
+
+    def request(self, order: Literal["ab", "ba"]) -> Request:
+        """What the judge sees in this order."""
+        if order == "ab":
+            return Request(self.prompt, self.answer_a, self.answer_b)
+        return Request(self.prompt, self.answer_b, self.answer_a)
+
+
+@dataclass
+class Session:
+    """Judges comparisons through a cache, several at a time.
+
+    Args:
+        judge: who decides.
+        cache: where replies are kept; None for a judge that costs nothing.
+        concurrency: requests at a time.
+        attempts: replies asked for until one parses.
+        skip_identical: call equal answers a tie without asking.
+    """
+
+    judge: Judge
+    cache: ReplyCache | None
+    concurrency: int
+    attempts: int
+    skip_identical: bool = True
+    _stopping: threading.Event = field(default_factory=threading.Event, init=False)
+    _failures: int = field(default=0, init=False)
+
+    def judgements(self, comparisons: Sequence[Comparison]) -> list[dict[str, object]]:
+        """One row for every comparison and order, in the order given: AB, then BA.
+
+        A reply that does not parse is asked for again, ``attempts`` in all, and is then
+        "unparsed": counted, never a tie. Equal requests are sent once. What was answered before
+        a stop is kept in the cache and not asked again.
+
+        Raises:
+            UserError: the judge cannot go on; the message says what is saved.
+        """
+        requests: dict[str, Request] = {}
+        for comparison in comparisons:
+            for order in ("ab", "ba"):
+                request = comparison.request(order)
+                if not self._is_tie(request):
+                    requests.setdefault(request.content_key, request)
+        replies = {key: known for key, request in requests.items() if (known := self._cached(request))}
+        open_requests = {key: request for key, request in requests.items() if key not in replies}
+        if replies:
+            logger.info("%d of %d judgements are known from %s.", len(replies), len(requests), self._where())
+        self.judge.prepare(list(open_requests.values()))
+        replies |= self._ask_all(open_requests)
+        return [self._row(c, order, replies) for c in comparisons for order in ("ab", "ba")]
+
+    def _ask_all(self, requests: dict[str, Request]) -> dict[str, list[Reply]]:
+        if self.concurrency == 1:
+            return {key: self._ask(request) for key, request in requests.items()}
+        pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge")
+        futures: dict[str, Future[list[Reply]]] = {k: pool.submit(self._ask, r) for k, r in requests.items()}
+        try:
+            wait(futures.values(), return_when=FIRST_EXCEPTION)
+            for future in futures.values():
+                if future.done() and not future.cancelled() and (error := future.exception()):
+                    raise error
+            return {key: future.result() for key, future in futures.items()}
+        except BaseException:  # Ctrl-C too: nothing new is sent, what is under way is finished and kept
+            self._stopping.set()
+            self.judge.stop()
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _ask(self, request: Request) -> list[Reply]:
+        """Every reply to ``request``, the last one being the one that counts."""
+        replies: list[Reply] = []
+        for attempt in range(self.attempts):
+            if self._stopping.is_set():
+                break
+            try:
+                reply = self.judge.judge(request.prompt, request.answer_1, request.answer_2, attempt)
+            except JudgeUnavailable as error:
+                self._count_failure(error)
+                break
+            self._failures = 0
+            replies.append(reply)
+            if self.cache is not None:
+                self.cache.put(self.judge, request, reply)
+            if parse_verdict(reply.text) is not None:
+                break
+        return replies
+
+    def _count_failure(self, error: JudgeUnavailable) -> None:
+        logger.warning("A judgement is left out: %s", error)
+        self._failures += 1
+        if self._failures >= FAILURES_IN_A_ROW:
+            raise UserError(
+                f"the judge gave no reply to {self._failures} requests in a row (the last: {error}). "
+                f"Every verdict so far is saved in {self._where()}; the same command goes on from there."
+            ) from None
+
+    def _cached(self, request: Request) -> list[Reply]:
+        return [] if self.cache is None else list(self.cache.get(self.judge, request))
+
+    def _is_tie(self, request: Request) -> bool:
+        return self.skip_identical and request.answer_1 == request.answer_2
+
+    def _where(self) -> str:
+        return "memory" if self.cache is None else str(self.cache.path)
+
+    def _row(
+        self, comparison: Comparison, order: Literal["ab", "ba"], replies: dict[str, list[Reply]]
+    ) -> dict[str, object]:
+        request = comparison.request(order)
+        given = replies.get(request.content_key, [])
+        last = given[-1] if given else Reply("", self.judge.model, self.judge.prompt_version)
+        verdict = "tie" if self._is_tie(request) else parse_verdict(last.text)
+        return {
+            "prompt_id": comparison.prompt_id,
+            "system_a": comparison.system_a,
+            "system_b": comparison.system_b,
+            "order": order,
+            "verdict": verdict or UNPARSED,
+            "reply": last.text,
+            "model": last.model,
+            "prompt_version": last.prompt_version,
+            "cost": sum(reply.cost for reply in given),
+            "calls": len(given),
+            "tokens_in": sum(reply.tokens_in for reply in given),
+            "tokens_out": sum(reply.tokens_out for reply in given),
+            "fingerprint": last.fingerprint,
+            "content_key": request.content_key,
+        }

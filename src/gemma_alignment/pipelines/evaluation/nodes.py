@@ -1,0 +1,174 @@
+"""Pair the answers of finished runs, have them judged in both orders, and describe the judge."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from typing import Any, Literal
+
+from gemma_alignment.config import build
+from gemma_alignment.errors import UserError
+from gemma_alignment.judging.answers import Answers, join
+from gemma_alignment.judging.canaries import canaries, canary_results
+from gemma_alignment.judging.card import agreement_labels, judge_card, length_preference
+from gemma_alignment.judging.connection import JudgeConnection
+from gemma_alignment.judging.prompts import control_strings
+from gemma_alignment.judging.selection import System, check_shared_models, pair_systems, select_systems
+from gemma_alignment.judging.session import Comparison, Session
+from gemma_alignment.parameters.judge import EvaluationParameters, JudgeParameters
+
+logger = logging.getLogger(__name__)
+
+Row = Mapping[str, Any]
+Partitions = Mapping[str, Callable[[], Any]]
+EffectiveKind = Literal["rubric", "openai", "recorded", "none"]
+
+
+def select_pairs(
+    responses: Partitions, run_cards: Partitions, parameters: Row, *finished: object
+) -> list[dict[str, Any]]:
+    """One row for every prompt that two systems to be compared have both answered.
+
+    Args:
+        responses: partition id (``ppo/seed=42/``) -> loader of its responses.
+        run_cards: partition id -> loader of the run's ``run.json``.
+        parameters: section ``evaluation``.
+        finished: datasets that only had to be there first.
+
+    Raises:
+        UserError: nothing to compare, runs that rest on different models, or answers to
+            different prompts under one id.
+    """
+    settings = build(EvaluationParameters, parameters, "evaluation")
+    partitions = select_systems(list(responses), settings.methods, settings.seeds)
+    met = pair_systems(list(partitions), settings.against_sft)
+    taking_part = list(dict.fromkeys(system for pair in met for system in pair))
+    check_shared_models(_fingerprints(run_cards, taking_part))
+    answers = {system: Answers.of(system, responses[partitions[system]]()) for system in taking_part}
+    pairs = []
+    for a, b in met:
+        pairs += join(answers[a], answers[b], settings.max_prompts, settings.prompt_seed)
+    logger.info("%d pairs of answers from %d pairs of systems.", len(pairs), len(met))
+    return pairs
+
+
+def judge_pairs(pairs: Sequence[Row], judge: JudgeConnection, parameters: Row) -> list[dict[str, object]]:
+    """Both orders of every pair, judged; no row at all where nothing can judge."""
+    settings = build(JudgeParameters, parameters, "judge")
+    kind, reason = _effective_kind(settings, pairs)
+    if kind == "none":
+        logger.warning("Nothing is judged: %s.", reason)
+        return []
+    names = [field.name for field in fields(Comparison)]
+    comparisons = [Comparison(**{name: pair[name] for name in names}) for pair in pairs]
+    return _session(judge, settings, kind).judgements(comparisons)
+
+
+def question_judge(
+    preferences: Iterable[Row], pairs: Sequence[Row], judge: JudgeConnection, parameters: Row
+) -> list[dict[str, object]]:
+    """Questions with a known answer, put to the same judge by the same rules."""
+    settings = build(JudgeParameters, parameters, "judge")
+    kind, _ = _effective_kind(settings, pairs)
+    # A recorded judge knows only what it was asked when it was recorded.
+    if kind in ("none", "recorded"):
+        return []
+    questions = canaries(preferences, settings.canaries)
+    return _session(judge, settings, kind, skip_identical=False).judgements(questions)
+
+
+def describe_judge(
+    judgements: Iterable[Row], canary_judgements: Sequence[Row], pairs: Sequence[Row], parameters: Row
+) -> dict[str, object]:
+    """The judge's quality card: how it agrees with itself, with known answers and with length."""
+    from gemma_alignment.statistics.agreement import kappa
+
+    settings = build(JudgeParameters, parameters, "judge")
+    kind, reason = _effective_kind(settings, pairs)
+    rows = list(judgements)
+    return {
+        "kind": kind,
+        "reason": reason,
+        "settings": _settings(settings, kind),
+        **judge_card(rows),
+        "kappa_between_orders": asdict(kappa(*agreement_labels(rows))),
+        "longer_answer": length_preference(rows, _lengths(pairs)),
+        "canaries": canary_results(canary_judgements),
+        "canary_cost": sum(row["cost"] for row in canary_judgements),
+        "control_strings": _control_strings(pairs),
+    }
+
+
+def _effective_kind(settings: JudgeParameters, pairs: Sequence[Row]) -> tuple[EffectiveKind, str | None]:
+    """What ``judge.kind`` comes to for these answers, and why there is no judge where there is none."""
+    has_gold = bool(pairs) and all(pair["has_gold"] for pair in pairs)
+    if settings.kind == "none":
+        return "none", "judge.kind is none"
+    if settings.kind == "auto":
+        if has_gold:
+            return "rubric", None
+        return "none", (
+            "judge.kind is auto and these answers have no gold score; for the verdicts of a language model "
+            "set judge.kind=openai, and OPENAI_API_KEY in the environment"
+        )
+    if settings.kind == "rubric" and not has_gold:
+        raise UserError(
+            "judge.kind is rubric, but these answers have no gold score: only the generated world knows "
+            "the true quality of an answer. Set judge.kind to openai, recorded or none."
+        )
+    return settings.kind, None
+
+
+def _session(
+    connection: JudgeConnection, settings: JudgeParameters, kind: EffectiveKind, skip_identical: bool = True
+) -> Session:
+    remote = kind == "openai"
+    return Session(
+        judge=connection.judge(replace(settings, kind=kind), _gold_score() if kind == "rubric" else None),
+        cache=connection.cache() if remote else None,
+        concurrency=settings.remote.concurrency if remote else 1,
+        attempts=settings.attempts if remote else 1,
+        skip_identical=skip_identical,
+    )
+
+
+def _gold_score() -> Callable[[str, str], float]:
+    from gemma_alignment.world.gold import gold_score
+
+    return gold_score
+
+
+def _fingerprints(run_cards: Partitions, systems: Sequence[System]) -> dict[System, Mapping[str, str]]:
+    loaders = {system: load for partition, load in run_cards.items() if (system := System.of(partition))}
+    unchecked = [system.name for system in systems if system not in loaders and system.seed is not None]
+    if unchecked:
+        logger.warning("No run.json, so SFT and reward model go unchecked: %s.", ", ".join(unchecked))
+    return {system: loaders[system]().get("fingerprints") or {} for system in systems if system in loaders}
+
+
+def _settings(settings: JudgeParameters, kind: EffectiveKind) -> dict[str, object]:
+    if kind == "rubric":
+        return {"seed": settings.seed, **asdict(settings.rubric)}
+    if kind == "openai":
+        return {"seed": settings.seed, "attempts": settings.attempts, **asdict(settings.remote)}
+    return {"recorded_path": settings.recorded_path} if kind == "recorded" else {}
+
+
+def _lengths(pairs: Sequence[Row]) -> dict[tuple[str, str, str], tuple[int, int]]:
+    return {
+        (pair["system_a"], pair["system_b"], pair["prompt_id"]): (
+            len(pair["answer_a"]),
+            len(pair["answer_b"]),
+        )
+        for pair in pairs
+    }
+
+
+def _control_strings(pairs: Sequence[Row]) -> dict[str, int]:
+    """By system: answers that hold a text which speaks to a judge, each answer counted once."""
+    answers = {
+        (pair[f"system_{side}"], pair["prompt_id"]): pair[f"answer_{side}"] for pair in pairs for side in "ab"
+    }
+    counts = {system: 0 for system, _ in sorted(answers)}
+    for (system, _), answer in answers.items():
+        counts[system] += control_strings(answer) > 0
+    return counts

@@ -1,0 +1,48 @@
+"""responses -> pairs of answers -> judgements and the judge's card."""
+
+from collections.abc import Sequence
+
+from kedro.pipeline import Node, Pipeline
+
+from gemma_alignment.pipelines.evaluation.nodes import (
+    describe_judge,
+    judge_pairs,
+    question_judge,
+    select_pairs,
+)
+
+
+def create_pipeline(finished: Sequence[str] = ()) -> Pipeline:
+    """The evaluation of every run whose responses are on disk.
+
+    Args:
+        finished: datasets that must be there first, such as the responses that other pipelines
+            of the same run still write; their content reaches the nodes through the partitions.
+    """
+    nodes = [
+        Node(
+            select_pairs,
+            inputs=["responses", "run_cards", "params:evaluation", *finished],
+            outputs="answer_pairs",
+            name="select_pairs",
+        ),
+        Node(
+            judge_pairs,
+            inputs=["answer_pairs", "judge", "params:judge"],
+            outputs="judgements",
+            name="judge_pairs",
+        ),
+        Node(
+            question_judge,
+            inputs=["preferences_eval", "answer_pairs", "judge", "params:judge"],
+            outputs="canary_judgements",
+            name="question_judge",
+        ),
+        Node(
+            describe_judge,
+            inputs=["judgements", "canary_judgements", "answer_pairs", "params:judge"],
+            outputs="judge_card",
+            name="describe_judge",
+        ),
+    ]
+    return Pipeline(nodes, tags="evaluation")
