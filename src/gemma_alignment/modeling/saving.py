@@ -65,3 +65,17 @@ def read_normalizer(directory: str) -> tuple[float, float]:
     """Mean and sd that put a reward model's output on its own scale."""
     numbers = json.loads(Path(directory, "normalizer.json").read_text())
     return numbers["mean"], numbers["sd"]
+
+
+@dataclass(frozen=True)
+class HubReference:
+    """A pinned model of the hub, saved as a pointer: its weights stay in the hub's own cache."""
+
+    repo_id: str
+    revision: str
+
+    def save_pretrained(self, directory: str) -> None:
+        """Write ``base_reference.json``."""
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"repo_id": self.repo_id, "revision": self.revision}, indent=2)
+        Path(directory, "base_reference.json").write_text(text + "\n")

@@ -1,0 +1,1 @@
+"""The embedded world: a small domain of instructions in which the true quality of an answer is known."""

@@ -1,0 +1,97 @@
+"""JSON lines: bytes in, an index of offsets, rows parsed when asked for."""
+
+import json
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from kedro.io import AbstractDataset
+from kedro_datasets._typing import JSONPreview
+
+from gemma_alignment.datasets.atomic import beside, restore
+from gemma_alignment.errors import UserError
+
+
+class JSONLinesFile(Sequence[Any]):
+    """The rows of a file, read from disk one at a time: a million of them cost eight megabytes.
+
+    Blank lines are no rows. :meth:`raw` gives the bytes of every line, whatever they hold.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._starts = array("q")
+        position = 0
+        with path.open("rb") as file:
+            for line in file:
+                if line.strip():
+                    self._starts.append(position)
+                position += len(line)
+
+    def __len__(self) -> int:
+        """The number of lines that are not blank."""
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        """The parsed row, or a list of them."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        with self.path.open("rb") as file:
+            file.seek(self._starts[index])
+            return self._parse(file.readline(), index)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Every parsed row, in one pass over the file."""
+        with self.path.open("rb") as file:
+            for i, start in enumerate(self._starts):
+                file.seek(start)
+                yield self._parse(file.readline(), i)
+
+    def raw(self) -> Iterator[tuple[int, bytes]]:
+        """(line number from 1, bytes without the line end) of every line that is not blank."""
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, line.rstrip(b"\r\n")
+
+    def _parse(self, line: bytes, index: int) -> Any:
+        try:
+            return json.loads(line)
+        except ValueError as error:
+            raise UserError(f"Row {index + 1} of {self.path} is not JSON ({error}). Mend or remove that line.") from error
+
+
+class JSONLinesDataset(AbstractDataset[Iterable[Any], JSONLinesFile]):
+    """Rows as JSON lines in UTF-8, keys in the order given; ``bytes`` are written as they are."""
+
+    def __init__(self, filepath: str, metadata: dict[str, Any] | None = None) -> None:
+        self._filepath = Path(filepath)
+        self.metadata = metadata
+
+    def load(self) -> JSONLinesFile:
+        """Index the file."""
+        restore(self._filepath)
+        return JSONLinesFile(self._filepath)
+
+    def save(self, data: Iterable[Any]) -> None:
+        """Write beside, then rename."""
+        with beside(self._filepath) as path, path.open("wb") as file:
+            for row in data:
+                line = row if isinstance(row, bytes) else json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()
+                file.write(line + b"\n")
+
+    def _exists(self) -> bool:
+        restore(self._filepath)
+        return self._filepath.is_file()
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath)}
+
+    def preview(self, rows: int = 5) -> JSONPreview:
+        """The first rows, for Kedro-Viz."""
+        return JSONPreview(json.dumps(self.load()[:rows], ensure_ascii=False))

@@ -1,0 +1,100 @@
+"""Parameters of the data, the embedded world, the tiny model and its pre-training."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class PreferencesParameters:
+    """Where preference pairs come from and which rows are good enough."""
+
+    source: Literal["embedded", "jsonl", "huggingface"]
+    """The generated world, a file of the user's, or a dataset of the hub."""
+    path: str | None
+    """The file of the source ``jsonl``."""
+    repository: str | None
+    """The dataset of the source ``huggingface``."""
+    revision: str | None
+    """Its pinned commit."""
+    split: str
+    """Its split."""
+    sample_size: int
+    """Rows to generate, or to sample from the hub."""
+    eval_fraction: float
+    """Part of the prompts held out."""
+    min_rows: int
+    """Stop when fewer rows remain."""
+    score_range: tuple[float, float]
+    """Lowest and highest score a row may carry."""
+    max_prompt_tokens: int
+    """Longer prompts are rejected, never cut."""
+    max_response_tokens: int
+    """Rows with a longer answer are rejected."""
+    max_line_bytes: int
+    """Longer lines are rejected unread."""
+
+    def __post_init__(self) -> None:
+        if self.source == "jsonl" and not self.path:
+            raise ValueError("source: jsonl needs preferences.path, the file with the rows")
+        if self.source == "huggingface" and not (self.repository and self.revision):
+            raise ValueError("source: huggingface needs preferences.repository and a pinned preferences.revision")
+        if not 0 < self.eval_fraction < 1:
+            raise ValueError(f"eval_fraction is {self.eval_fraction}, but must lie between 0 and 1")
+        if self.sample_size < 1 or self.min_rows < 1:
+            raise ValueError("sample_size and min_rows must be at least 1")
+
+
+@dataclass(frozen=True)
+class WorldParameters:
+    """The embedded world."""
+
+    noise: float
+    """Sd of the error of a written score, in points of gold."""
+    max_skill: float
+    """Writers' skills are uniform from 0 to this."""
+    corrupted_share: float
+    """Part of the pairs in which one answer is broken."""
+
+
+@dataclass(frozen=True)
+class TokenizerParameters:
+    """The byte-level BPE tokenizer."""
+
+    vocabulary_size: int
+    """Entries, the special tokens and 256 bytes included."""
+
+    def __post_init__(self) -> None:
+        if self.vocabulary_size < 400:
+            raise ValueError(f"vocabulary_size is {self.vocabulary_size}, but special tokens and bytes take 364")
+
+
+@dataclass(frozen=True)
+class TinyModelParameters:
+    """The shape of the tiny Gemma."""
+
+    hidden_size: int
+    """Width."""
+    layers: int
+    """Depth."""
+    heads: int
+    """Attention heads; one key-value head serves all, as in Gemma 2B."""
+    intermediate_size: int
+    """Width of the gated MLP."""
+    max_positions: int
+    """Longest sequence."""
+
+
+@dataclass(frozen=True)
+class PretrainingParameters:
+    """Language-model pre-training of the tiny Gemma on dialogues of mixed quality."""
+
+    steps: int
+    """Optimizer steps."""
+    batch_size: int
+    """Dialogues per step."""
+    learning_rate: float
+    """Peak rate."""
+    warmup_share: float
+    """Part of the steps in warm-up."""
+    log_every: int
+    """Steps per line of the history."""

@@ -1,0 +1,214 @@
+"""Nodes from a source of preference rows to data and base model of every later stage."""
+
+import hashlib
+import random
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from gemma_alignment.config import build
+from gemma_alignment.errors import UserError
+from gemma_alignment.parameters.data import (
+    PreferencesParameters,
+    PretrainingParameters,
+    TinyModelParameters,
+    TokenizerParameters,
+    WorldParameters,
+)
+from gemma_alignment.pipelines.data_processing.rows import check_rows
+
+Row = dict[str, Any]
+Rows = Sequence[Mapping[str, Any]]
+SCORE = re.compile(r"Score:\s*([0-9]+(?:\.[0-9]+)?)/10")
+
+
+def collect_preferences(source: Any, preferences: dict[str, Any], world: dict[str, Any], prepare_seed: int) -> Any:
+    """The rows as they come: generated, read from the user's file, or sampled from the hub."""
+    settings = build(PreferencesParameters, preferences, "preferences")
+    if settings.source == "embedded":
+        from gemma_alignment.world.preferences import generate_rows
+
+        of = build(WorldParameters, world, "world")
+        return generate_rows(settings.sample_size, of.noise, of.max_skill, of.corrupted_share, prepare_seed)
+    return source.rows(settings, prepare_seed)
+
+
+def validate_rows(preferences_raw: Any, preferences: dict[str, Any]) -> tuple[list[Row], list[Row]]:
+    """Sort every line into kept and rejected, each rejection with line number and reason."""
+    settings = build(PreferencesParameters, preferences, "preferences")
+    return check_rows(preferences_raw.raw(), settings.max_line_bytes, *settings.score_range)
+
+
+def train_tokenizer(kept: list[Row], tokenizer: dict[str, Any], modeling: dict[str, Any]) -> Any:
+    """A byte-level BPE tokenizer on the kept rows, or the pinned one of a hub model."""
+    settings = build(TokenizerParameters, tokenizer, "tokenizer")
+    if modeling["base_model"] != "pretrain":
+        return _hub_tokenizer(modeling)
+    from gemma_alignment.modeling.tiny import train_bpe
+
+    def texts() -> Iterator[str]:
+        for item in kept:
+            row = item["row"]
+            yield row["prompt"]
+            yield row["chosen"][-1]["content"]
+            yield row["rejected"][-1]["content"]
+            yield to_genrm_record(row)["messages"][1]["content"]
+
+    return train_bpe(texts(), settings.vocabulary_size)
+
+
+def _hub_tokenizer(modeling: dict[str, Any]) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(modeling["base_model"], revision=modeling["revision"])
+    except OSError as error:
+        raise UserError(
+            f"Cannot fetch the tokenizer of {modeling['base_model']}: {str(error).splitlines()[0]}\n"
+            "Accept the model's licence on the hub, set HF_TOKEN in the environment, and check the network."
+        ) from error
+
+
+def limit_lengths(
+    kept: list[Row], rejected: list[Row], tokenizer: str, preferences: dict[str, Any]
+) -> tuple[list[Row], list[Row]]:
+    """Leave out rows with an over-long prompt or answer; nothing is ever cut.
+
+    Raises:
+        UserError: when fewer than ``preferences.min_rows`` rows remain.
+    """
+    from gemma_alignment.modeling.loading import load_chat
+
+    settings = build(PreferencesParameters, preferences, "preferences")
+    chat = load_chat(tokenizer)
+    good, bad = [], list(rejected)
+    for item in kept:
+        row = item["row"]
+        prompt = len(chat.encode_prompt(row["prompt"]))
+        answer = max(len(chat.encode_response(row[name][-1]["content"])) for name in ("chosen", "rejected"))
+        if prompt > settings.max_prompt_tokens:
+            reason = f"prompt of {prompt} tokens is longer than max_prompt_tokens {settings.max_prompt_tokens}"
+        elif answer > settings.max_response_tokens:
+            reason = f"answer of {answer} tokens is longer than max_response_tokens {settings.max_response_tokens}"
+        else:
+            good.append(row)
+            continue
+        bad.append({"line": item["line"], "reason": reason, "row": row})
+    bad.sort(key=lambda item: item["line"])
+    if len(good) < settings.min_rows:
+        raise UserError(_too_few(good, bad, settings.min_rows))
+    return good, bad
+
+
+def _too_few(good: list[Row], bad: list[Row], least: int) -> str:
+    counts: dict[str, int] = {}
+    for item in bad:
+        kind = re.sub(r"[0-9]+(\.[0-9]+)?", "N", item["reason"])
+        counts[kind] = counts.get(kind, 0) + 1
+    lines = [f"  {count:6d}  {kind}" for kind, count in sorted(counts.items(), key=lambda kv: -kv[1])]
+    return "\n".join(
+        [
+            f"Only {len(good)} preference rows are usable, but preferences.min_rows is {least}.",
+            f"{len(bad)} rows were rejected:", *lines,
+            "Mend the source, raise the limits (preferences.max_prompt_tokens, max_response_tokens), or lower min_rows.",
+        ]
+    )  # fmt: skip
+
+
+def _held_out(prompt_id: str, fraction: float, seed: int) -> bool:
+    digest = hashlib.sha256(f"{seed}/{prompt_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+
+
+def split_preferences(
+    rows: list[Row], preferences: dict[str, Any], prepare_seed: int
+) -> tuple[list[Row], list[Row], list[Row], list[Row]]:
+    """Train and held-out pairs, split by prompt_id, and the distinct prompts of each.
+
+    Raises:
+        UserError: when one side is empty.
+    """
+    fraction = build(PreferencesParameters, preferences, "preferences").eval_fraction
+    held_out = [_held_out(row["prompt_id"], fraction, prepare_seed) for row in rows]
+    train = [row for row, out in zip(rows, held_out, strict=True) if not out]
+    test = [row for row, out in zip(rows, held_out, strict=True) if out]
+    if not train or not test:
+        raise UserError(
+            f"The split leaves {len(train)} training and {len(test)} held-out pairs of {len(rows)}. "
+            "Give more rows or another preferences.eval_fraction."
+        )
+    return train, test, _prompts(train), _prompts(test)
+
+
+def _prompts(rows: Iterable[Row]) -> list[Row]:
+    """Every prompt once, in the order of its first row."""
+    distinct = {row["prompt_id"]: row["prompt"] for row in reversed(list(rows))}
+    return [{"prompt_id": key, "prompt": distinct[key]} for key in reversed(distinct)]
+
+
+def to_genrm_record(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The GenRM-style training record of a row; only ``score_chosen`` is used."""
+    user = f"User: {row['prompt']}\n\nAssistant: {row['chosen'][-1]['content']}\n\nAnalyze the quality of the response."
+    score = f"Score: {row['score_chosen']:.1f}/10. The response is helpful, harmless, and honest."
+    return {"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": score}]}
+
+
+def parse_score(text: str) -> float | None:
+    """The score x of ``Score: x/10``, None when the text has none."""
+    found = SCORE.search(text)
+    return float(found.group(1)) if found else None
+
+
+def make_genrm_records(preferences_train: Rows) -> Iterator[dict[str, Any]]:
+    """``train.jsonl``: a GenRM record for each training pair."""
+    return (to_genrm_record(row) for row in preferences_train)
+
+
+def pretrain_base(
+    preferences_train: Rows, tokenizer: str, tiny_model: dict[str, Any], pretraining: dict[str, Any],
+    world: dict[str, Any], preferences: dict[str, Any], modeling: dict[str, Any], runtime: dict[str, Any],
+    prepare_seed: int, run_log: Any,
+) -> tuple[Any, list[Row]]:  # fmt: skip
+    """Pre-train the tiny Gemma on dialogues of mixed quality, or point to the pinned hub model.
+
+    Returns: the base model and the history (one line without a loss where nothing is trained).
+    """
+    from gemma_alignment.modeling.loading import load_chat
+    from gemma_alignment.modeling.saving import HubReference, SavedModel
+    from gemma_alignment.modeling.tiny import tiny_gemma
+    from gemma_alignment.pipelines.models import prepare
+    from gemma_alignment.schemas import UpdateRecord
+    from gemma_alignment.training.pretraining import pretrain
+
+    shape = build(TinyModelParameters, tiny_model, "tiny_model")
+    settings = build(PretrainingParameters, pretraining, "pretraining")
+    if modeling["base_model"] != "pretrain":
+        run_log.append(UpdateRecord(0, {}, {}))
+        return HubReference(modeling["base_model"], modeling["revision"]), run_log.rows("history")
+    prepare(runtime)
+    chat = load_chat(tokenizer)
+    skill = build(WorldParameters, world, "world").max_skill if preferences["source"] == "embedded" else None
+    model = tiny_gemma(shape, len(chat.tokenizer), prepare_seed)
+
+    def batch(step: int) -> list[list[int]]:
+        return _dialogues(chat, preferences_train, settings.batch_size, skill, prepare_seed, step)
+
+    for record in pretrain(model, batch, settings, chat.pad_id):
+        run_log.append(record)
+    return SavedModel(model, chat.tokenizer), run_log.rows("history")
+
+
+def _dialogues(chat: Any, rows: Rows, count: int, skill: float | None, seed: int, step: int) -> list[list[int]]:
+    """Token ids of a step's dialogues: fresh answers of the world, or chosen and rejected ones alike."""
+    chance = random.Random(f"{seed}/pretraining/{step}")  # noqa: S311 - data, not secrets
+    found = []
+    for _ in range(count):
+        row = rows[chance.randrange(len(rows))]
+        if skill is None:
+            text = row[chance.choice(("chosen", "rejected"))][-1]["content"]
+        else:
+            from gemma_alignment.world.preferences import dialogue
+
+            text = dialogue(row["prompt"], skill, chance)
+        found.append([*chat.encode_prompt(row["prompt"]), *chat.encode_response(text)])
+    return found

@@ -1,0 +1,34 @@
+"""Plain language-model training of a small base on dialogues, every token of them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from gemma_alignment.modeling.sequences import pad
+from gemma_alignment.schemas import UpdateRecord
+from gemma_alignment.training.schedule import guarded_step, warmup_cosine
+
+Batch = Callable[[int], Sequence[Sequence[int]]]
+"""Step number to the token ids of its dialogues."""
+
+
+def pretrain(model: Any, batch: Batch, settings: Any, pad_id: int) -> Iterator[UpdateRecord]:
+    """Train all weights in place: L = −Σ log p(token | before) / tokens; yields the loss now and then."""
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    model.train()
+    losses: list[float] = []
+    for step in range(settings.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * warmup_cosine(step, settings.steps, settings.warmup_share)
+        tokens, mask = pad(batch(step), pad_id, left=False)
+        logits = model(input_ids=tokens[:, :-1], attention_mask=mask[:, :-1].long(), use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits[mask[:, 1:]], tokens[:, 1:][mask[:, 1:]])
+        loss.backward()
+        guarded_step(optimizer, parameters, loss.detach(), 1.0, f"Pre-training, step {step + 1}")
+        losses.append(float(loss.detach()))
+        if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
+            yield UpdateRecord(step + 1, {"pretraining/loss": sum(losses) / len(losses)}, {})
+            losses = []
+    model.eval()
