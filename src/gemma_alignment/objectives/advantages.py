@@ -60,7 +60,9 @@ def group_centered(scores: Float[Tensor, " B"], group_size: int) -> Float[Tensor
     return _rows(groups - groups.mean(1, keepdim=True), scores)
 
 
-def group_scale(scores: Float[Tensor, " B"], group_size: int, eps: Number = GROUP_EPSILON) -> Float[Tensor, " B"]:
+def group_scale(
+    scores: Float[Tensor, " B"], group_size: int, eps: Number = GROUP_EPSILON
+) -> Float[Tensor, " B"]:
     """The divisor of ``group_zscore`` for each row: the sd of its group (ddof 1) + eps.
 
     Raises:
@@ -70,7 +72,9 @@ def group_scale(scores: Float[Tensor, " B"], group_size: int, eps: Number = GROU
     return _rows((groups.std(1, keepdim=True) + eps).expand_as(groups), scores)
 
 
-def group_zscore(scores: Float[Tensor, " B"], group_size: int, eps: Number = GROUP_EPSILON) -> Float[Tensor, " B"]:
+def group_zscore(
+    scores: Float[Tensor, " B"], group_size: int, eps: Number = GROUP_EPSILON
+) -> Float[Tensor, " B"]:
     """A_i = (r_i − mean) / (sd + eps) within the group, sd with ddof 1.
 
     Invariant to shift and, as long as sd ≫ eps, to scale: every prompt weighs alike.
@@ -99,7 +103,9 @@ def leave_one_out(scores: Float[Tensor, " B"], group_size: int) -> Float[Tensor,
 def _groups(scores: Tensor, group_size: int) -> Tensor:
     """Scores (B,) as (B / K, K) in float64, where sums of a few fp32 scores are exact."""
     if group_size < 2:
-        raise ValueError(f"group_size is {group_size}: credit against a group needs at least 2 responses a prompt")
+        raise ValueError(
+            f"group_size is {group_size}: credit against a group needs 2 responses a prompt or more"
+        )
     if scores.shape[0] % group_size:
         raise ValueError(f"{scores.shape[0]} scores do not make whole groups of {group_size}")
     return scores.to(torch.float64).view(-1, group_size)

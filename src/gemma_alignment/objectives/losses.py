@@ -34,7 +34,8 @@ def clipped_surrogate(
         clip_epsilon: ε; ε_high too where ``clip_epsilon_high`` is None.
         clip_epsilon_high: a wider upper side ("clip higher").
 
-    Source: Schulman et al. (2017), arXiv:1707.06347, equation 7; Yu et al. (2025), arXiv:2503.14476, for ε_high.
+    Source: Schulman et al. (2017), arXiv:1707.06347, equation 7;
+    for ε_high Yu et al. (2025), arXiv:2503.14476.
     """
     high = clip_epsilon if clip_epsilon_high is None else clip_epsilon_high
     ratio = probability_ratio(logprobs, old_logprobs)
@@ -53,7 +54,8 @@ def clipped_value_error(
     The gradient is 0 where V has moved further than ``value_clip`` from V_old towards R and
     the clipped value is still the worse one. ``value_clip`` is in the unit of the scores.
 
-    Source: the PPO reference implementation (openai/baselines ppo2); Engstrom et al. (2020), arXiv:2005.12729.
+    Source: the PPO reference implementation (openai/baselines, ppo2);
+    Engstrom et al. (2020), arXiv:2005.12729.
     """
     values, old_values = at_least_float32(values), at_least_float32(old_values)
     near = old_values + (values - old_values).clamp(-value_clip, value_clip)
@@ -72,7 +74,7 @@ def bradley_terry(
     Raises:
         ValueError: when shapes differ: (B,) against (B, 1) would make B² pairs.
 
-    Source: Bradley and Terry (1952); the margin is that of Touvron et al. (2023), arXiv:2307.09288, equation 2.
+    Source: Bradley and Terry (1952); the margin is in Touvron et al. (2023), arXiv:2307.09288, equation 2.
     """
     shapes = {tuple(x.shape) for x in (chosen_scores, rejected_scores, margin) if isinstance(x, Tensor)}
     if len(shapes) > 1:

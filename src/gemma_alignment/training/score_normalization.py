@@ -1,52 +1,99 @@
-"""Normalisation of the reward model's scores, one code for every arm."""
+"""One scale for the scores of every arm, held while the policy and with it the scores drift."""
 
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
 from torch import Tensor
 
+from gemma_alignment.errors import UserError
+
 EPSILON = 1e-8
+"""Added to the variance: scores that stopped varying are not divided by 0."""
 
 
 class EMANormalizer:
-    """Exponential moving mean and variance; a batch is normalised by the statistics before it.
+    """Normalise by exponential moving statistics: (s − mean) / √(variance + 1e-8).
 
-    mean ← d · mean + (1 − d) · m,  variance ← d · variance + (1 − d) · mean_i((s_i − mean_old)²),
-    with d the decay and m the batch mean. It starts at the statistics saved with the reward model,
-    so no bias correction is needed, and no batch sees its own statistics.
+    A batch is normalised with the statistics from before it, then taken in once, whole. With the batch's
+    mean m and population variance v, and d = ``decay``:
+
+        variance <- d · variance + (1 − d) · v + d (1 − d) · (m − mean)²
+        mean     <- d · mean + (1 − d) · m
+
+    which are the moments of the mixture, d of the past and 1 − d of the batch: the spread of the batch's
+    mean about the moving one is part of the variance. It starts at the mean and variance saved with
+    the reward model, so there is no start-up bias to correct.
+
+    Args:
+        mean: of the scores at the start.
+        variance: of the scores at the start.
+        decay: weight of the past in an update, in [0, 1).
+
+    Raises:
+        ValueError: for values without meaning.
     """
 
     def __init__(self, mean: float, variance: float, decay: float):
         if variance <= 0 or not 0 <= decay < 1:
             raise ValueError(f"variance {variance} must be above 0 and decay {decay} in [0, 1)")
-        self.mean, self.variance, self.decay = mean, variance, decay
+        self.mean, self.variance, self.decay = float(mean), float(variance), float(decay)
 
     def normalize(self, scores: Tensor) -> Tensor:
-        """(s − mean) / sqrt(variance + ε), shape kept."""
+        """Scores (B,) in units of the statistics so far; the statistics do not move."""
         return (scores - self.mean) / (self.variance + EPSILON) ** 0.5
 
     def update(self, scores: Tensor) -> None:
-        """Take in an iteration's scores, once, whole."""
-        values = scores.double()
-        spread = float((values - self.mean).square().mean())
-        self.mean = self.decay * self.mean + (1 - self.decay) * float(values.mean())
-        self.variance = self.decay * self.variance + (1 - self.decay) * spread
+        """Take in the raw scores of a whole iteration.
+
+        Raises:
+            UserError: when one is not finite: the statistics would be lost for good.
+        """
+        batch = scores.detach().to(torch.float64)
+        if not len(batch) or not bool(torch.isfinite(batch).all()):
+            raise UserError(
+                f"{int((~torch.isfinite(batch)).sum())} of {len(batch)} scores are not finite: the moving "
+                "statistics were not changed. Look at the reward model, and at the responses it was given."
+            )
+        d, mean = self.decay, float(batch.mean())
+        shift = d * (1 - d) * (mean - self.mean) ** 2
+        self.variance = d * self.variance + (1 - d) * float(batch.var(correction=0)) + shift
+        self.mean = d * self.mean + (1 - d) * mean
 
     def state_dict(self) -> dict[str, float]:
         """What a checkpoint keeps."""
         return {"mean": self.mean, "variance": self.variance}
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
-        self.mean, self.variance = state["mean"], state["variance"]
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on from where ``state_dict`` was taken."""
+        self.mean, self.variance = float(state["mean"]), float(state["variance"])
 
 
 class FixedNormalizer(EMANormalizer):
-    """The statistics at the start, for good."""
+    """The statistics of the start, for the whole training: what ``fixed`` means."""
 
     def update(self, scores: Tensor) -> None:
         """Nothing moves."""
 
 
-def score_normalizer(mode: str, mean: float, variance: float, decay: float) -> EMANormalizer:
-    """The normaliser of a ``normalize_scores`` setting: ``ema``, ``fixed`` or ``none``."""
-    if mode == "ema":
-        return EMANormalizer(mean, variance, decay)
-    return FixedNormalizer(mean, variance, decay) if mode == "fixed" else FixedNormalizer(0.0, 1.0 - EPSILON, decay)
+class IdentityNormalizer(EMANormalizer):
+    """Scores as the reward model gives them: what ``none`` means."""
+
+    def normalize(self, scores: Tensor) -> Tensor:
+        """The same scores."""
+        return scores
+
+    def update(self, scores: Tensor) -> None:
+        """Nothing moves."""
+
+
+NORMALIZERS: dict[str, type[EMANormalizer]] = {
+    "ema": EMANormalizer, "fixed": FixedNormalizer, "none": IdentityNormalizer,
+}  # fmt: skip
+
+
+def score_normalizer(
+    mode: Literal["ema", "fixed", "none"], mean: float, variance: float, decay: float
+) -> EMANormalizer:
+    """The normaliser of a method's ``normalize_scores``, starting at ``mean`` and ``variance``."""
+    return NORMALIZERS[mode](mean, variance, decay)

@@ -1,125 +1,179 @@
-"""What every method is: a frozen dataclass of hyperparameters with two short pure functions."""
+"""What a method is, and what all of them share: one surrogate, one penalty, one normalisation.
 
+A method says two things: how credit is assigned to sampled responses, and which loss a micro-batch
+has. Its fields are its hyperparameters. Nothing here knows a model, an optimizer or a file.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, TypeAlias
 
-import torch
 from torch import Tensor
 
-from gemma_alignment.objectives.advantages import group_zscore
-from gemma_alignment.objectives.kl import k1, k3
-from gemma_alignment.objectives.losses import clipped_surrogate
-from gemma_alignment.objectives.masking import whiten
+from gemma_alignment.objectives.advantages import group_scale
+from gemma_alignment.objectives.kl import k3
+from gemma_alignment.objectives.losses import clipped_surrogate, probability_ratio
+from gemma_alignment.objectives.masking import masked_sum, whiten
 from gemma_alignment.objectives.reductions import REDUCTIONS
+from gemma_alignment.objectives.rewards import penalised_scores
 from gemma_alignment.schemas import Credit, Experience, Minibatch, Normalizer
 
-Stats = dict[str, Tensor]
+Stats: TypeAlias = dict[str, Tensor]
+"""Detached parts of an optimizer step's token means: they add up over its micro-batches."""
 
 
 class Method(Protocol):
     """What the loop asks of a method."""
 
     name: ClassVar[str]
+    """Its key in ``METHODS``."""
     needs_critic: ClassVar[bool]
-    group_size: int
-    update_epochs: int
-    normalize_scores: str
+    """Whether the loop must estimate values and train a critic (then it is a ``CriticMethod``)."""
+
+    @property
+    def group_size(self) -> int:
+        """Responses sampled for each prompt."""
+
+    @property
+    def update_epochs(self) -> int:
+        """Passes over an iteration's experience."""
+
+    @property
+    def normalize_scores(self) -> Literal["ema", "fixed", "none"]:
+        """The mode that ``score_normalization.score_normalizer`` takes."""
 
     def assign_credit(self, experience: Experience, kl_coef: float) -> Credit:
-        """Difference 1: scores to advantages."""
+        """Advantages (B, T) for what was sampled, and returns where there is a critic; no gradient."""
 
     def policy_loss(self, logprobs: Tensor, micro: Minibatch, normalizer: Normalizer) -> tuple[Tensor, Stats]:
-        """Difference 2: the policy's loss on a micro-batch, and its share of the step's statistics."""
+        """This micro-batch's part of the step's policy loss, and statistics that add up the same way."""
+
+
+class CriticMethod(Method, Protocol):
+    """A method that also trains a critic: on an adapter of its own, in a forward and backward of its own."""
+
+    def value_loss(self, values: Tensor, micro: Minibatch, normalizer: Normalizer) -> tuple[Tensor, Stats]:
+        """This micro-batch's part of the step's value loss, coefficient included."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The settings that belong to any method, so that each difference can be studied alone."""
+class MethodSettings:
+    """The settings of every method, so that each difference can be studied alone."""
 
     group_size: int
-    """K: responses sampled for each prompt."""
+    """Responses sampled for each prompt."""
     kl_placement: Literal["token_reward", "sequence_score", "loss", "none"]
-    """Where KL to the reference enters: k1 per token, Σ k1 per sequence, k3 in the loss, or nowhere."""
+    """Where the KL to the reference enters: k1 per token, Σ k1 in the score, k3 in the loss, nowhere."""
     normalize_advantages: Literal["none", "group_std", "whiten"]
-    """Nothing, the group's sd, or mean 0 and variance 1 over the iteration's tokens."""
+    """Leave the credit, divide by the sd of the group's scores, or whiten over the batch's real tokens."""
     normalize_scores: Literal["ema", "fixed", "none"]
-    """Moving statistics, the statistics at the start, or raw scores."""
+    """Normalise scores by moving statistics, by those at the start, or not at all."""
     reduction: Literal["token_mean", "sequence_mean", "constant_length"]
-    """How per-token losses become one number."""
+    """How the policy loss of tokens becomes one number."""
     clip_epsilon: float
-    """ε of the clipped surrogate."""
+    """The surrogate stops where a probability ratio leaves 1 ± this in the wanted direction."""
     clip_epsilon_high: float | None
-    """A wider upper side of the clip; the same as ε when null."""
+    """A wider upper side of the clip; null: the same as the lower one."""
     update_epochs: int
-    """Passes over an iteration's responses."""
+    """Passes over an iteration's experience."""
 
     def __post_init__(self) -> None:
-        if self.group_size < 1 or self.update_epochs < 1:
-            raise ValueError(f"group_size {self.group_size} and update_epochs {self.update_epochs} must be at least 1")
-        if not 0 < self.clip_epsilon < 1:
-            raise ValueError(f"clip_epsilon is {self.clip_epsilon}, but must lie between 0 and 1")
+        for name in ("group_size", "clip_epsilon", "clip_epsilon_high", "update_epochs"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} is {value}, but must be above 0")
         if self.normalize_advantages == "group_std" and self.group_size < 2:
-            raise ValueError("normalize_advantages: group_std needs a group_size of at least 2")
+            raise ValueError(
+                f"normalize_advantages group_std needs groups, but group_size is {self.group_size}: "
+                "one response has no spread. Use whiten or none, or a group_size of at least 2."
+            )
 
     def policy_loss(self, logprobs: Tensor, micro: Minibatch, normalizer: Normalizer) -> tuple[Tensor, Stats]:
-        """Clipped surrogate, plus kl_coef · k3 where KL enters in the loss, reduced over the step."""
-        per_token = clipped_surrogate(
-            logprobs, micro.old_logprobs, micro.advantages, self.clip_epsilon, self.clip_epsilon_high
-        )
-        if self.kl_placement == "loss":
-            per_token = per_token + micro.kl_coef * k3(logprobs, micro.ref_logprobs)
-        loss = REDUCTIONS[self.reduction](per_token, micro.response_mask, normalizer)
-        return loss, surrogate_stats(logprobs, micro, normalizer, self.clip_epsilon, self.clip_epsilon_high)
-
-    def sequence_scores(self, experience: Experience, kl_coef: float) -> Tensor:
-        """Scores (B,), minus kl_coef · Σ_t k1 where KL enters in the sequence's score."""
-        if self.kl_placement != "sequence_score":
-            return experience.scores
-        divergence = k1(experience.old_logprobs, experience.ref_logprobs) * experience.response_mask
-        return experience.scores - kl_coef * divergence.sum(1)
-
-    def spread(self, per_sequence: Tensor, experience: Experience) -> Credit:
-        """The same credit for every token of a response, scaled as configured."""
-        if self.normalize_advantages == "group_std":
-            per_sequence = group_zscore(per_sequence, experience.group_size)
-        advantages = per_sequence[:, None] * experience.response_mask
-        if self.normalize_advantages == "whiten":
-            advantages = whiten(advantages, experience.response_mask)
-        return Credit(advantages, None)
+        """The surrogate that all methods share: one code, so that the comparison is not one of copies."""
+        return surrogate_loss(self, logprobs, micro, normalizer)
 
 
 @dataclass(frozen=True)
-class GroupSettings(Settings):
-    """Settings of the critic-free methods, with what they cannot do refused."""
+class GroupSettings(MethodSettings):
+    """The same without a critic: the group is the baseline. What cannot work then is refused."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.group_size < 2:
             raise ValueError(
-                f"group_size is {self.group_size}: the credit of a group of one is always 0, "
-                "so nothing would be learned; use at least 2"
+                f"group_size is {self.group_size}, but the group is the baseline: the credit of a response "
+                "against itself is 0, so nothing would be learnt and nothing would say so. Use at least 2."
             )
         if self.kl_placement == "token_reward":
             raise ValueError(
-                "kl_placement: token_reward needs a critic to spread it over tokens; "
-                "the critic-free counterpart is sequence_score"
+                "kl_placement token_reward needs a critic to carry rewards back through the tokens. "
+                "Without one the same penalty is kl_placement: sequence_score."
             )
 
 
-@torch.no_grad()
-def surrogate_stats(
-    logprobs: Tensor, micro: Minibatch, normalizer: Normalizer, low: float, high: float | None
-) -> Stats:
-    """A micro-batch's share of the step's token means: they add up over micro-batches.
+def response_scores(settings: MethodSettings, experience: Experience, kl_coef: float) -> Tensor:
+    """Scores (B,) that credit is assigned from, s − kl_coef · Σ k1 under ``sequence_score``."""
+    return penalised_scores(
+        experience.scores, experience.old_logprobs, experience.ref_logprobs, experience.response_mask,
+        kl_coef if settings.kl_placement == "sequence_score" else 0.0,
+    )  # fmt: skip
 
-    ``approx_kl`` is k3 of the new against the old policy, ρ − 1 − log ρ.
+
+def normalized_advantages(
+    settings: MethodSettings, advantages: Tensor, scores: Tensor, response_mask: Tensor
+) -> Tensor:
+    """Advantages (B, T) under ``normalize_advantages``; 0 on padding.
+
+    ``group_std`` divides by the sd (ddof 1, + 1e-4) of the group's scores (B,). It is that of the whole
+    group for leave-one-out credit too: the sd of the others alone can vanish, and the credit explode.
     """
-    log_ratio = (logprobs - micro.old_logprobs).masked_fill(~micro.response_mask, 0.0)
-    ratio = log_ratio.exp()
-    clipped = (ratio < 1 - low) | (ratio > 1 + (low if high is None else high))
-    shares = {
-        "approx_kl": torch.expm1(log_ratio) - log_ratio,
-        "clip_fraction": clipped.float(),
-        "ratio_mean": ratio,
+    if settings.normalize_advantages == "whiten":
+        return whiten(advantages, response_mask)
+    if settings.normalize_advantages == "group_std":
+        return advantages / group_scale(scores, settings.group_size).unsqueeze(1)
+    return advantages
+
+
+def group_credit(
+    settings: MethodSettings,
+    experience: Experience,
+    kl_coef: float,
+    baseline: Callable[[Tensor, int], Tensor],
+) -> Credit:
+    """Credit without a critic: one advantage for a whole response, from its score against its group.
+
+    Args:
+        settings: those of the method.
+        experience: rows in whole groups.
+        kl_coef: used under ``sequence_score`` only.
+        baseline: (scores (B,), group size) -> advantages (B,).
+    """
+    scores = response_scores(settings, experience, kl_coef)
+    advantages = baseline(scores, settings.group_size).unsqueeze(1) * experience.response_mask
+    return Credit(normalized_advantages(settings, advantages, scores, experience.response_mask), returns=None)
+
+
+def surrogate_loss(
+    settings: MethodSettings, logprobs: Tensor, micro: Minibatch, normalizer: Normalizer
+) -> tuple[Tensor, Stats]:
+    """The policy loss of every method: clipped surrogate, + kl_coef · k3 under ``loss``, reduced.
+
+    Padding is replaced before the exponential, so that what stands there reaches no gradient.
+
+    Returns:
+        The loss, and ``approx_kl`` (k3 of the new against the old policy), ``clip_fraction`` (tokens
+        whose gradient the clip stops) and ``ratio_mean``, each a sum over tokens / ``normalizer.tokens``.
+    """
+    mask = micro.response_mask
+    new, old = logprobs.masked_fill(~mask, 0.0), micro.old_logprobs.masked_fill(~mask, 0.0)
+    loss = clipped_surrogate(new, old, micro.advantages, settings.clip_epsilon, settings.clip_epsilon_high)
+    unclipped = -micro.advantages * probability_ratio(new, old)
+    stats = {
+        "approx_kl": k3(old, new),
+        "clip_fraction": (loss > unclipped).to(loss.dtype),
+        "ratio_mean": probability_ratio(new, old),
     }
-    return {key: (value * micro.response_mask).sum() / normalizer.tokens for key, value in shares.items()}
+    if settings.kl_placement == "loss":
+        loss = loss + micro.kl_coef * k3(new, micro.ref_logprobs.masked_fill(~mask, 0.0))
+    shares = {key: masked_sum(value.detach(), mask) / normalizer.tokens for key, value in stats.items()}
+    return REDUCTIONS[settings.reduction](loss, mask, normalizer), shares
