@@ -1,13 +1,24 @@
 """What several tests of the judge need: the shared verdicts and a judge that follows a script."""
 
-import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))  # for ``chat_service`` under every import mode of pytest
+
+from chat_service import ChatService, verdict
+
+from gemma_alignment.config import build
 from gemma_alignment.judging.client import Reply, Request
+from gemma_alignment.judging.connection import JudgeConnection
+from gemma_alignment.parameters.judge import JudgeParameters
+
+if TYPE_CHECKING:
+    from gemma_alignment.judging.openai_judge import OpenAIJudge
 
 SHARED = Path(os.environ.get("GEMMA_ALIGNMENT_SHARED", Path(__file__).parents[2] / ".." / "shared"))
 
@@ -51,10 +62,6 @@ def scripted() -> type[ScriptedJudge]:
     return ScriptedJudge
 
 
-def verdict(slot: str) -> str:
-    return json.dumps({"reason": "because", "verdict": slot})
-
-
 @pytest.fixture
 def longer_wins() -> Callable[[Request, int], str]:
     """The verdict of a judge that looks at length alone."""
@@ -64,3 +71,67 @@ def longer_wins() -> Callable[[Request, int], str]:
         return verdict("1" if first > second else "2" if second > first else "tie")
 
     return say
+
+
+@pytest.fixture
+def service() -> Iterator[ChatService]:
+    running = ChatService()
+    yield running
+    running.close()
+
+
+REMOTE = {
+    "model": "gpt-4o-mini-2024-07-18",
+    "base_url": None,
+    "temperature": 0.0,
+    "max_output_tokens": 100,
+    "timeout_s": 5.0,
+    "concurrency": 4,
+    "requests_per_minute": 600_000,
+    "max_attempts": 4,
+    "backoff_s": 0.01,
+    "max_backoff_s": 0.02,
+    "spend_cap_usd": 1.0,
+    "prices": [
+        {
+            "model": "gpt-4o-mini-2024-07-18",
+            "input_usd_per_million": 0.15,
+            "output_usd_per_million": 0.6,
+            "as_of": "2024-07-18",
+        }
+    ],
+}
+
+
+@pytest.fixture
+def judge_section(service: ChatService) -> Callable[..., dict[str, Any]]:
+    """Section ``judge`` for the service of the tests, with changes to ``remote``."""
+
+    def section(**remote: object) -> dict[str, Any]:
+        return {
+            "kind": "openai",
+            "seed": 42,
+            "attempts": 3,
+            "canaries": 0,
+            "recorded_path": None,
+            "rubric": {"noise": 0.0, "position_bias": 0.0, "tie_margin": 0.0},
+            "remote": {**REMOTE, "base_url": service.url, **remote},
+        }
+
+    return section
+
+
+KEY = "sk-very-secret-0123456789"
+
+
+@pytest.fixture
+def remote_judge(
+    judge_section: Callable[..., dict[str, Any]], tmp_path: Path
+) -> Callable[..., "OpenAIJudge"]:
+    """The real client at the service of the tests."""
+
+    def make(**remote: object) -> "OpenAIJudge":
+        parameters = build(JudgeParameters, judge_section(**remote), "judge")
+        return JudgeConnection(tmp_path / "cache.jsonl", KEY).judge(parameters)
+
+    return make

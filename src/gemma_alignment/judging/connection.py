@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from gemma_alignment.errors import UserError
+from gemma_alignment.judging.budget import SpendLedger
 from gemma_alignment.judging.cache import ReplyCache
 from gemma_alignment.judging.client import Judge
 from gemma_alignment.judging.recorded import RecordedJudge
@@ -56,4 +58,18 @@ class JudgeConnection:
             )
         if parameters.kind == "recorded" and parameters.recorded_path is not None:
             return RecordedJudge(parameters.recorded_path)
+        if parameters.kind == "openai":
+            return self._openai(parameters)
         raise ValueError(f"there is no judge of kind {parameters.kind!r}")
+
+    def _openai(self, parameters: JudgeParameters) -> Judge:
+        from gemma_alignment.judging.openai_judge import OpenAIJudge
+
+        remote = parameters.remote
+        if not self._api_key and remote.base_url is None:
+            raise UserError(
+                "judge.kind is openai, and OPENAI_API_KEY is not set in the environment. Set it, name a "
+                "compatible service that needs no key in judge.remote.base_url, or set judge.kind=none."
+            )
+        ledger = SpendLedger(self._cache_path.with_suffix(".spend.jsonl"), remote.spend_cap_usd)
+        return OpenAIJudge(self._api_key or "no-key-needed", remote, parameters.seed, ledger)

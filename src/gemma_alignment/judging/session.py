@@ -55,7 +55,9 @@ class Session:
     attempts: int
     skip_identical: bool = True
     _stopping: threading.Event = field(default_factory=threading.Event, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _failures: int = field(default=0, init=False)
+    _cause: BaseException | None = field(default=None, init=False)
 
     def judgements(self, comparisons: Sequence[Comparison]) -> list[dict[str, object]]:
         """One row for every comparison and order, in the order given: AB, then BA.
@@ -88,9 +90,8 @@ class Session:
         futures: dict[str, Future[list[Reply]]] = {k: pool.submit(self._ask, r) for k, r in requests.items()}
         try:
             wait(futures.values(), return_when=FIRST_EXCEPTION)
-            for future in futures.values():
-                if future.done() and not future.cancelled() and (error := future.exception()):
-                    raise error
+            if self._cause is not None:
+                raise self._cause
             return {key: future.result() for key, future in futures.items()}
         except BaseException:  # Ctrl-C too: nothing new is sent, what is under way is finished and kept
             self._stopping.set()
@@ -102,30 +103,45 @@ class Session:
     def _ask(self, request: Request) -> list[Reply]:
         """Every reply to ``request``, the last one being the one that counts."""
         replies: list[Reply] = []
-        for attempt in range(self.attempts):
-            if self._stopping.is_set():
-                break
-            try:
+        try:
+            for attempt in range(self.attempts):
+                if self._stopping.is_set():
+                    break
                 reply = self.judge.judge(request.prompt, request.answer_1, request.answer_2, attempt)
-            except JudgeUnavailable as error:
+                replies.append(reply)
+                if self.cache is not None:
+                    self.cache.put(self.judge, request, reply)
+                self._count_failure(None)
+                if parse_verdict(reply.text) is not None:
+                    break
+        except JudgeUnavailable as error:
+            if not self._stopping.is_set():
+                logger.warning("A judgement is left out: %s.", error)
                 self._count_failure(error)
-                break
-            self._failures = 0
-            replies.append(reply)
-            if self.cache is not None:
-                self.cache.put(self.judge, request, reply)
-            if parse_verdict(reply.text) is not None:
-                break
+        except BaseException as error:
+            self._stop_for(error)
+            raise
         return replies
 
-    def _count_failure(self, error: JudgeUnavailable) -> None:
-        logger.warning("A judgement is left out: %s", error)
-        self._failures += 1
-        if self._failures >= FAILURES_IN_A_ROW:
-            raise UserError(
-                f"the judge gave no reply to {self._failures} requests in a row (the last: {error}). "
+    def _count_failure(self, error: JudgeUnavailable | None) -> None:
+        """Count failures in a row, over all threads; a reply (None) begins anew."""
+        with self._lock:
+            self._failures = 0 if error is None else self._failures + 1
+            failures = self._failures
+        if failures >= FAILURES_IN_A_ROW:
+            outage = UserError(
+                f"the judge gave no reply to {failures} requests in a row (the last: {error}). "
                 f"Every verdict so far is saved in {self._where()}; the same command goes on from there."
-            ) from None
+            )
+            self._stop_for(outage)
+            raise outage from None
+
+    def _stop_for(self, cause: BaseException) -> None:
+        # In the thread that failed, not when the main thread hears of it: others would go on asking.
+        with self._lock:
+            self._cause = self._cause or cause
+        self._stopping.set()
+        self.judge.stop()
 
     def _cached(self, request: Request) -> list[Reply]:
         return [] if self.cache is None else list(self.cache.get(self.judge, request))

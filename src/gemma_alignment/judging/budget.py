@@ -1,0 +1,146 @@
+"""What judging may cost: an estimate before, a reservation before each request, the bill after it."""
+
+import logging
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gemma_alignment.errors import UserError
+from gemma_alignment.judging.append_log import AppendLog
+from gemma_alignment.judging.client import Request
+from gemma_alignment.judging.prompts import RESPONSE_SCHEMA, SYSTEM, user_message
+from gemma_alignment.parameters.judge import Price
+
+logger = logging.getLogger(__name__)
+
+BYTES_PER_TOKEN = 4
+"""Of English text, about; for estimates only."""
+EXPECTED_REPLY_TOKENS = 60
+_FRAME_BYTES = len(SYSTEM.encode()) + len(str(RESPONSE_SCHEMA)) + 128
+"""Everything a request holds besides its user message, with room for role markers."""
+
+
+def cost(price: Price, tokens_in: int, tokens_out: int) -> float:
+    """US dollars for so many tokens."""
+    return (tokens_in * price.input_usd_per_million + tokens_out * price.output_usd_per_million) / 1e6
+
+
+def price_of(model: str, prices: Sequence[Price]) -> Price:
+    """The price of ``model``.
+
+    Raises:
+        UserError: it is not in the table; without a price there is no cap.
+    """
+    for price in prices:
+        if price.model == model:
+            return price
+    raise UserError(
+        f"judge.remote.prices has no entry for {model!r}, so its cost cannot be capped. Add one with "
+        "input_usd_per_million, output_usd_per_million and as_of (0.0 for a model that you host yourself)."
+    )
+
+
+def worst_case(price: Price, request: Request, max_output_tokens: int) -> float:
+    """The most that ``request`` can cost: a token of a byte-level vocabulary has at least one byte."""
+    bytes_sent = len(user_message(request).encode("utf-8")) + _FRAME_BYTES
+    return cost(price, bytes_sent, max_output_tokens)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a number of requests will probably take."""
+
+    requests: int
+    tokens_in: int
+    tokens_out: int
+    usd: float
+
+
+def estimate(price: Price, requests: Sequence[Request]) -> Estimate:
+    """The probable cost: four bytes a token sent, sixty tokens received, each request answered at once."""
+    sizes = [len(user_message(request).encode("utf-8")) + _FRAME_BYTES for request in requests]
+    tokens_in = sum(size // BYTES_PER_TOKEN for size in sizes)
+    tokens_out = EXPECTED_REPLY_TOKENS * len(requests)
+    return Estimate(len(requests), tokens_in, tokens_out, cost(price, tokens_in, tokens_out))
+
+
+class SpendLedger:
+    """A hard cap over the life of a file, for all threads and processes that share it.
+
+    Before a request its worst case is reserved on the disk; afterwards the real cost takes the
+    reservation's place. A reservation that a kill or a lost connection left open counts as
+    spent, since nobody knows whether the service has billed it.
+
+    Args:
+        path: the file of reservations and bills.
+        cap_usd: what all of them together may come to.
+    """
+
+    def __init__(self, path: str | Path, cap_usd: float) -> None:
+        self._log = AppendLog(path)
+        self._cap = cap_usd
+        self._amounts: dict[str, float] = {}
+
+    @property
+    def cap_usd(self) -> float:
+        """What may be spent in all."""
+        return self._cap
+
+    def spent(self) -> float:
+        """US dollars billed or reserved so far."""
+        with self._log.locked() as log:
+            self._take_in(log.fresh())
+            return sum(self._amounts.values())
+
+    def reserve(self, usd: float) -> str:
+        """Set ``usd`` aside and return the reservation's name; on return the disk has it.
+
+        Raises:
+            UserError: the cap would be passed. Nothing was reserved.
+        """
+        name = uuid.uuid4().hex
+        with self._log.locked() as log:
+            self._take_in(log.fresh())
+            spent = sum(self._amounts.values())
+            if spent + usd > self._cap:
+                raise UserError(self._reached(spent, usd))
+            log.append({"event": "reserve", "id": name, "usd": usd})
+        return name
+
+    def settle(self, name: str, usd: float) -> None:
+        """Put the real cost in the place of the reservation ``name``."""
+        with self._log.locked() as log:
+            log.append({"event": "settle", "id": name, "usd": usd})
+
+    def check(self, expected: Estimate) -> None:
+        """Refuse, before the first request, what will probably not fit under the cap.
+
+        Raises:
+            UserError: with the estimate, what is left and what to set.
+        """
+        spent = self.spent()
+        logger.info(
+            "%d requests to the judge, about %d tokens in and %d out: about %.2f USD (spent %.2f of %.2f).",
+            *(expected.requests, expected.tokens_in, expected.tokens_out, expected.usd, spent, self._cap),
+        )
+        if spent + expected.usd > self._cap:
+            raise UserError(
+                f"judging {expected.requests} requests will cost about {expected.usd:.2f} USD, and only "
+                f"{max(0.0, self._cap - spent):.2f} USD of judge.remote.spend_cap_usd={self._cap:.2f} are "
+                f"left ({self._log.path}). Nothing was sent. Raise the cap, or judge fewer prompts "
+                "(evaluation.max_prompts)."
+            )
+
+    def _take_in(self, records: Sequence[dict[str, object]]) -> None:
+        for record in records:
+            usd = record.get("usd")
+            if isinstance(usd, int | float):
+                self._amounts[str(record.get("id"))] = float(usd)
+
+    def _reached(self, spent: float, usd: float) -> str:
+        return (
+            f"the judge's spending cap is reached: {spent:.4f} USD are spent or reserved, the next request "
+            f"may cost {usd:.4f}, and judge.remote.spend_cap_usd is {self._cap:.4f} ({self._log.path}). "
+            "Every verdict so far is saved; raise the cap and run the same command to go on."
+        )
