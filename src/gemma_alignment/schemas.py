@@ -6,7 +6,7 @@ Shapes: B sequences, P prompt positions, T response positions, K samples of one 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -83,7 +83,7 @@ class Minibatch:
         """The number of rows."""
         return self.response_mask.shape[0]
 
-    def select(self, rows: Tensor) -> Self:
+    def select(self, rows: Tensor) -> "Minibatch":
         """The given rows, with padding that none of them needs cut away."""
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
         chosen = {k: v[rows] if isinstance(v, Tensor) else v for k, v in parts.items()}
@@ -94,7 +94,7 @@ class Minibatch:
                 chosen[name] = value[:, -prompt:] if name.startswith("prompt_") else value[:, :response]
         return replace(self, **chosen)
 
-    def split(self, size: int) -> Iterator[Self]:
+    def split(self, size: int) -> Iterator["Minibatch"]:
         """Parts of at most ``size`` rows, sorted by length so that each carries little padding."""
         lengths = self.prompt_mask.sum(1) + self.response_mask.sum(1)
         order = torch.argsort(lengths, stable=True)
@@ -112,7 +112,7 @@ class Normalizer:
     """The longest response that generation allows: the divisor of ``constant_length``."""
 
     @classmethod
-    def of(cls, minibatch: Minibatch, max_length: int) -> Self:
+    def of(cls, minibatch: Minibatch, max_length: int) -> "Normalizer":
         """Count the real response tokens and the rows of ``minibatch``."""
         return cls(int(minibatch.response_mask.sum()), len(minibatch), max_length)
 
