@@ -1,0 +1,154 @@
+"""The one loop: gradients that do not depend on the split, exact starts, equal runs, refusals."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from toy import PROMPTS, chat, disturb, settings, shared
+
+from gemma_alignment.config import build
+from gemma_alignment.errors import UserError
+from gemma_alignment.parameters.training import PolicyOptimizationParameters
+from gemma_alignment.training.kl_control import KLController
+from gemma_alignment.training.methods import METHODS
+from gemma_alignment.training.policy_evaluation import HeldOut
+from gemma_alignment.training.policy_optimization import Run, optimize
+from gemma_alignment.training.score_normalization import score_normalizer
+
+
+def method(name: str, **changes: Any) -> Any:
+    with open(f"conf/base/parameters_{name}.yml", encoding="utf-8") as file:
+        values = yaml.safe_load(file)[name]
+    return build(METHODS[name], {**values, **changes}, name)
+
+
+def run(name: str = "grpo", seed: int = 1, shared_changes: dict[str, Any] | None = None, **changes: Any) -> Run:
+    how = method(name, **({"group_size": 4} if name != "ppo" else {}), **changes)
+    model = shared(("policy", "reward", "critic") if how.needs_critic else ("policy", "reward"))
+    disturb(model, "reward")
+    values = {
+        "num_iterations": 3, "responses_per_iteration": 8, "minibatch_size": 4, "microbatch_size": 4,
+        "learning_rate": 5e-3, "critic_learning_rate": 5e-3, "adam_epsilon": 1e-5, "max_grad_norm": 1.0,
+        "missing_eos_penalty": 1.0, "eval_every": 2, "eval_prompts": 2, "samples_per_evaluation": 1,
+    }  # fmt: skip
+    chosen = [(chat().encode_prompt(PROMPTS[0]), chat().encode_response("apple and pear"))]
+    return Run(
+        method=how, model=model, chat=chat(), prompts=[(f"p{i}", text) for i, text in enumerate(PROMPTS)],
+        held_out=HeldOut([("p0", PROMPTS[0]), ("p1", PROMPTS[1])], chosen),
+        settings=build(PolicyOptimizationParameters, {**values, **(shared_changes or {})}, "policy_optimization"),
+        rollout=settings(), kl_controller=KLController((0.05, 0.02, 0.01), 0.5, 8),
+        score_normalizer=score_normalizer(how.normalize_scores, 0.0, 1.0, 0.95), scale=(0.0, 1.0), seed=seed,
+        gold=lambda prompt, response: float(len(response)), peak_memory=lambda: 1.0,
+    )  # fmt: skip
+
+
+def adapters(model: Any) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in model.peft.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_starts_at_the_reference_with_ratio_one(name: str) -> None:
+    one = run(name, shared_changes={"minibatch_size": 8})
+    start, first, *_ = list(optimize(one))
+    assert start.metrics["eval/kl_to_reference"] == 0
+    assert first.metrics["policy/kl_to_reference"] == 0
+    assert abs(first.metrics["policy/ratio_mean"] - 1) < 1e-5
+    assert abs(first.metrics["policy/approx_kl"]) < 1e-5
+    assert first.metrics["policy/clip_fraction"] == 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_only_the_trained_adapters_move_and_the_rest_stays_bit_identical(name: str) -> None:
+    one = run(name)
+    before = adapters(one.model)
+    list(optimize(one))
+    moved = {key for key, value in adapters(one.model).items() if not torch.equal(value, before[key])}
+    roles = ("policy", "critic") if one.method.needs_critic else ("policy",)
+    assert moved == {key for key in before if any(f".{role}." in key for role in roles)}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_split_into_micro_batches_changes_nothing(name: str) -> None:
+    """One iteration, one optimizer step, 1 x 8 against 8 x 1: the same adapters within rounding."""
+    found = []
+    for size in (8, 3, 1):
+        one = run(name, shared_changes={"minibatch_size": 8, "microbatch_size": size, "num_iterations": 1})
+        list(optimize(one))
+        found.append(adapters(one.model))
+    for other in found[1:]:
+        for key, value in found[0].items():
+            torch.testing.assert_close(other[key], value, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["ppo", "grpo"])
+def test_the_same_seed_gives_the_same_run_and_another_a_different_one(name: str) -> None:
+    first, again, other = ([r.metrics for r in optimize(run(name, seed=s))] for s in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_arms_log_the_same_keys_and_one_that_does_not_apply_is_absent() -> None:
+    ppo, grpo = (set().union(*(r.metrics for r in optimize(run(name)))) for name in ("ppo", "grpo"))
+    assert ppo - grpo == {"value/loss", "value/explained_variance", "value/grad_norm"}
+    assert grpo - ppo == {"rollout/zero_variance_groups"}
+
+
+def test_budgets_are_equal_across_arms() -> None:
+    for name in METHODS:
+        records = list(optimize(run(name)))
+        assert records[-1].metrics["budget/responses"] == 24
+        assert [r.iteration for r in records] == [0, 1, 2, 3]
+        assert [r.iteration for r in records if "eval/score_mean" in r.metrics] == [0, 2, 3]
+
+
+def test_the_arms_differ_only_where_listed() -> None:
+    allowed = {"group_size", "kl_placement", "normalize_advantages", "reduction"}
+    only_ppo = {"gamma", "gae_lambda", "value_coef", "value_clip"}
+    ppo, grpo = vars(method("ppo")), vars(method("grpo"))
+    assert set(ppo) - set(grpo) == only_ppo
+    assert {key for key in grpo if ppo[key] != grpo[key]} == allowed
+
+
+def test_a_group_size_that_does_not_divide_the_budget_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"group_size 3 does not divide responses_per_iteration 8"):
+        next(optimize(run("grpo", shared_changes={}, normalize_scores="ema").__class__(
+            **{**vars(run("grpo")), "method": SimpleNamespace(group_size=3, needs_critic=False)}
+        )))  # fmt: skip
+
+
+def test_a_score_that_is_not_a_number_stops_before_any_weight_changes() -> None:
+    one = run("grpo")
+    before = adapters(one.model)
+    with torch.no_grad():
+        one.model.heads["reward"].bias.fill_(float("nan"))
+    with pytest.raises(UserError, match=r"Iteration 1: scores is not finite for the prompts p"):
+        list(optimize(one))
+    assert all(torch.equal(value, before[key]) for key, value in adapters(one.model).items())
+
+
+def test_a_drifted_policy_is_caught_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old log-probabilities at another temperature: the classic silent mismatch."""
+    from gemma_alignment.training import policy_optimization
+
+    real = policy_optimization.collect
+
+    def wrong(model: Any, *args: Any, **kwargs: Any) -> Any:
+        found = real(model, *args, **kwargs)
+        object.__setattr__(found, "old_logprobs", found.old_logprobs * 0.9)
+        return found
+
+    monkeypatch.setattr(policy_optimization, "collect", wrong)
+    with pytest.raises(UserError, match="another temperature"):
+        list(optimize(run("grpo")))
+
+
+def test_a_larger_kl_coefficient_keeps_the_policy_nearer() -> None:
+    """Direction: the same run under a strong and a weak penalty."""
+    ends = []
+    for coefficient in (0.0, 5.0):
+        one = run("grpo", shared_changes={"num_iterations": 20, "learning_rate": 0.02})
+        one = Run(**{**vars(one), "kl_controller": KLController((coefficient,), 1e9, 8, 0.0, 0.0)})
+        ends.append(list(optimize(one))[-1].metrics["eval/kl_to_reference"])
+    assert ends[1] < ends[0]
