@@ -1,4 +1,4 @@
-"""The strict builder: a section of the YAML becomes a frozen dataclass, or an error that says what to mend."""
+"""The strict builder: a section of the YAML becomes a frozen dataclass, or an error to mend it by."""
 
 import dataclasses
 import difflib

@@ -2,9 +2,14 @@
 
 from omegaconf.resolvers import oc
 
+from gemma_alignment.hooks.session import hooks
+
+HOOKS = hooks()
+
 CONFIG_LOADER_ARGS = {
     "base_env": "base",
     "default_run_env": "local",
+    "config_patterns": {"mlflow": ["mlflow*", "mlflow*/**", "**/mlflow*"]},
     "custom_resolvers": {
         "oc.env": oc.env,
         # `grpo` and the variant `k8` make the folder `grpo@k8`

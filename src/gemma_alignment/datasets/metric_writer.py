@@ -1,4 +1,4 @@
-"""Metrics on their way to MLflow: batches from a thread beside the training, and what is missing at the end."""
+"""Metrics on their way to MLflow: batches from a thread beside the training, the rest at its end."""
 
 import logging
 import threading

@@ -55,7 +55,7 @@ class ModelDirectoryDataset(AbstractDataset[Saveable, str]):
 
     def preview(self) -> JSONPreview:
         """The configuration file and the sizes, for Kedro-Viz."""
-        files = {file.name: file.stat().st_size for file in sorted(self._filepath.iterdir()) if file.is_file()}
+        files = {one.name: one.stat().st_size for one in sorted(self._filepath.iterdir()) if one.is_file()}
         shown: dict[str, Any] = {"bytes": files}
         for name in ("adapter_config.json", "config.json"):
             if name in files:

@@ -1,11 +1,11 @@
-"""What a training loop reports, written while it runs: the three line files of a run and its MLflow curves."""
+"""What a training loop reports, written while it runs: three line files and curves in MLflow."""
 
 import json
 import math
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal
 
 from kedro.io import AbstractDataset, DatasetError
 
@@ -34,7 +34,7 @@ class RunLog:
 
     def __init__(self, directory: Path) -> None:
         self.directory = Path(directory)
-        self._files: dict[Kind, TextIO] = {}
+        self._begun = False
         self._writer: MetricWriter | None = None
 
     def attach(self, client: "MlflowClient", run_id: str) -> None:
@@ -45,8 +45,8 @@ class RunLog:
 
     def append(self, record: "UpdateRecord") -> None:
         """Write the lines of one iteration and queue its metrics for MLflow."""
-        if not self._files:
-            self._open(record.iteration)
+        if not self._begun:
+            self._begin(record.iteration)
         now = time.time_ns() // 1_000_000
         history = {"iteration": record.iteration, **_numbers(record.metrics)}
         timing = {"iteration": record.iteration, TIMESTAMP: now, **_numbers(record.timing)}
@@ -80,26 +80,22 @@ class RunLog:
         return found
 
     def close(self) -> None:
-        """Close the files; then send MLflow what it does not hold yet."""
-        for file in self._files.values():
-            file.close()
-        wrote, self._files = bool(self._files), {}
+        """Send MLflow what it does not hold yet, and let go of its run."""
         if self._writer is not None:
             writer, self._writer = self._writer, None
-            writer.close(self.points() if wrote else [])
+            writer.close(self.points() if self._begun else [])
 
-    def _open(self, first: int) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
+    def _begin(self, first: int) -> None:
+        self._begun = True
         for kind in KINDS:
             kept = [row for row in self.rows(kind) if row["iteration"] < first]
             with beside(self.path(kind)) as path:
                 path.write_text("".join(map(_line, kept)), encoding="utf-8")
-            self._files[kind] = self.path(kind).open("a", encoding="utf-8")
 
     def _write(self, kind: Kind, rows: Iterable[Mapping[str, Any]]) -> None:
-        file = self._files[kind]
-        file.write("".join(map(_line, rows)))
-        file.flush()
+        # opened anew each time: between two nodes the file may have been saved again by the first one
+        with self.path(kind).open("a", encoding="utf-8") as file:
+            file.write("".join(map(_line, rows)))
 
 
 class RunLogDataset(AbstractDataset[None, RunLog]):

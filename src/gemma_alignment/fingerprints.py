@@ -1,0 +1,171 @@
+"""What a stage was made from, and whether a new start would make the same: digests and ``run.json``."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from gemma_alignment.datasets.atomic import beside
+from gemma_alignment.errors import UserError
+
+Status = Literal["running", "finished", "partial", "failed", "killed"]
+RECORD = "run.json"
+CHUNK = 1 << 20
+
+
+def digest(*paths: Path) -> str:
+    """SHA-256 over the names and bytes of files; a directory counts with all its files, sorted.
+
+    Names are relative, so the same content elsewhere has the same digest.
+    """
+    total = hashlib.sha256()
+    for path in paths:
+        for name, file in _files(path):
+            content = hashlib.sha256()
+            with file.open("rb") as stream:
+                while block := stream.read(CHUNK):
+                    content.update(block)
+            total.update(f"{name}\0{content.hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def _files(path: Path) -> Iterator[tuple[str, Path]]:
+    if not path.is_dir():
+        yield path.name, path
+        return
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            yield f"{path.name}/{file.relative_to(path).as_posix()}", file
+
+
+def digest_of(values: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical JSON of ``values``: the order of keys does not count."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True)
+class Record:
+    """The ``run.json`` of a stage."""
+
+    stage: str
+    seed: int
+    variant: str
+    fingerprints: Mapping[str, str]
+    """``configuration`` and those of ``data``, ``base_model``, ``sft``, ``reward_model`` that it read."""
+    parameters: Mapping[str, Any]
+    """Every parameter its nodes read: what ``configuration`` is the digest of."""
+    method: str | None = None
+    mlflow_run_id: str | None = None
+    status: Status = "running"
+    created: str = field(default_factory=now)
+    ended: str | None = None
+    error: str | None = None
+    commit: str | None = None
+    command: str | None = None
+    pid: int = field(default_factory=os.getpid)
+    host: str = field(default_factory=socket.gethostname)
+
+    @classmethod
+    def read(cls, directory: Path) -> Self | None:
+        """The record of a run directory, or None where there is none that can be read."""
+        try:
+            values = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+            known = {f.name for f in dataclasses.fields(cls)}
+            return cls(**{key: value for key, value in values.items() if key in known})
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write(self, directory: Path) -> None:
+        """Write it atomically as ``run.json``."""
+        with beside(directory / RECORD) as path:
+            text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False, sort_keys=True)
+            path.write_text(text + "\n", encoding="utf-8")
+
+    def end(self, status: Status, error: str | None = None) -> Self:
+        """The same with its end."""
+        return dataclasses.replace(self, status=status, ended=now(), error=error)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it says running and its process, if it is on this machine, still exists."""
+        if self.status != "running":
+            return False
+        return self.host != socket.gethostname() or _exists(self.pid)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def differences(old: Record, new: Record) -> list[str]:
+    """Why ``new`` would not make what ``old`` made: a line for each parameter and each input that differs."""
+    lines: list[str] = []
+    if old.fingerprints.get("configuration") != new.fingerprints.get("configuration"):
+        before, after = dict(_flat(old.parameters)), dict(_flat(new.parameters))
+        for key in sorted(before.keys() | after.keys()):
+            was, is_now = before.get(key, _ABSENT), after.get(key, _ABSENT)
+            if was != is_now:
+                lines.append(f"{key}: {_shown(was)} → {_shown(is_now)}")
+    for name in sorted(old.fingerprints.keys() & new.fingerprints.keys() - {"configuration"}):
+        was, is_now = old.fingerprints[name], new.fingerprints[name]
+        if was != is_now:
+            lines.append(f"{name} (input): {was[:12]} → {is_now[:12]}")
+    return lines
+
+
+_ABSENT = object()
+
+
+def _shown(value: Any) -> str:
+    return "absent" if value is _ABSENT else json.dumps(value, ensure_ascii=False)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def refuse(directory: Path, old: Record, new: Record) -> None:
+    """Refuse to write over a finished stage that ``new`` would not repeat, or over one that is being written.
+
+    Raises:
+        UserError: with every difference and the ways out.
+    """
+    if old.is_alive and old.pid != os.getpid():
+        raise UserError(
+            f"{directory} is being written by process {old.pid} on {old.host} since {old.created}: "
+            "wait for it, or stop it"
+        )
+    lines = differences(old, new) if old.status == "finished" else []
+    if not lines:
+        return
+    ways = ["--params overwrite=true   to replace it"]
+    if new.method is not None:
+        ways.insert(0, "--params variant=NAME     to keep both")
+    raise UserError(
+        f"{directory} holds a finished run of {new.stage} that was made from something else:\n"
+        + "".join(f"  {line}\n" for line in lines)
+        + "Start again with one of:\n"
+        + "\n".join(f"  {way}" for way in ways)
+    )

@@ -1,0 +1,88 @@
+"""What is wrong before anything starts: parameters that nothing reads, and inputs that are not there."""
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gemma_alignment.config import ConfigError, build, unknown_parameter
+from gemma_alignment.parameters import SECTIONS
+from gemma_alignment.parameters.run import RunParameters
+
+
+def check_parameters(
+    parameters: Mapping[str, Any], configured: Mapping[str, Any], given: Mapping[str, Any]
+) -> None:
+    """Check every parameter of a run, whether its pipeline reads it or not.
+
+    Args:
+        parameters: all parameters, those of the command line merged in.
+        configured: all parameters as the files have them.
+        given: those of the command line, nested.
+
+    Raises:
+        ConfigError: an unknown one (naming the nearest), a missing one, a wrong type, a value out of range.
+    """
+    if problems := _unread(given, configured, ""):
+        raise ConfigError("\n".join(problems))
+    run = {key: value for key, value in parameters.items() if key not in SECTIONS}
+    _check_top(run)
+    for section, dotted in SECTIONS.items():
+        if section not in parameters:
+            raise ConfigError(f"missing section {section}: no conf/**/parameters*.yml has it")
+        build(_load(dotted), parameters[section], section)
+
+
+def configured_parameters(loader: Any) -> dict[str, Any]:
+    """The parameters as the files have them, without those of the command line."""
+    from kedro.framework.project import settings
+
+    plain = type(loader)(
+        conf_source=loader.conf_source, env=loader.env, runtime_params={}, **settings.CONFIG_LOADER_ARGS
+    )
+    found: dict[str, Any] = plain["parameters"]
+    return found
+
+
+def _check_top(values: Mapping[str, Any]) -> None:
+    names = list(RunParameters.__annotations__)
+    known = [*names, *SECTIONS]
+    if unknown := [key for key in values if key not in names]:
+        raise ConfigError("\n".join(unknown_parameter("", key, known) for key in unknown))
+    build(RunParameters, values, "parameters")
+
+
+def _load(dotted: str) -> type[Any]:
+    module, _, name = dotted.partition(":")
+    found: type[Any] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def _unread(given: Mapping[str, Any], configured: Mapping[str, Any], prefix: str) -> list[str]:
+    """A sentence for each given key that the files do not have."""
+    problems: list[str] = []
+    for key, value in given.items():
+        if key not in configured:
+            problems.append(unknown_parameter(prefix, str(key), [str(known) for known in configured]))
+        elif isinstance(configured[key], Mapping) and configured[key]:
+            if isinstance(value, Mapping):
+                problems += _unread(value, configured[key], f"{prefix}{key}.")
+            else:
+                problems.append(
+                    f"{prefix}{key} is a section, not a value: write {prefix}{key}.NAME={value}, "
+                    f"NAME one of {', '.join(configured[key])}"
+                )
+    return problems
+
+
+def free_inputs(pipeline: Any) -> list[str]:
+    """The datasets that a pipeline reads and does not make, parameters left out, sorted."""
+    return sorted(
+        name for name in pipeline.inputs() if not name.startswith("params:") and name != "parameters"
+    )
+
+
+def path_of(dataset: Any) -> Path | None:
+    """Where a dataset stands, if it is a file or a folder."""
+    path = getattr(dataset, "_filepath", None) or getattr(dataset, "_path", None)
+    return Path(str(path)) if path is not None else None

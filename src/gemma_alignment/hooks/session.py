@@ -1,0 +1,214 @@
+"""The hooks of a session, around those of kedro-mlflow: checks before any run opens, then one run a stage."""
+
+import atexit
+import logging
+from typing import Any
+
+from kedro.framework.hooks import hook_impl
+from kedro.pipeline.node import Node
+
+from gemma_alignment.datasets.run_log import RunLog
+from gemma_alignment.fingerprints import Status
+from gemma_alignment.hooks.checks import check_parameters, configured_parameters, path_of
+from gemma_alignment.hooks.inputs import check_inputs
+from gemma_alignment.hooks.provenance import command, git_commit
+from gemma_alignment.hooks.signals import Signals
+from gemma_alignment.hooks.store import anchor
+from gemma_alignment.hooks.tracking import Tracking
+from gemma_alignment.hooks.work import Work, stage_name, works
+
+logger = logging.getLogger(__name__)
+
+KEPT = ("report", "comparison")
+"""Datasets whose files are kept with the study's run."""
+SUMMARY = "study_metrics"
+"""The dataset whose numbers are logged to the study's run."""
+MLFLOW_STATUS = {"finished": "FINISHED", "partial": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
+
+
+class Session:
+    """What the hooks of one session share."""
+
+    def __init__(self, context: Any, run_params: dict[str, Any], pipeline: Any, catalog: Any) -> None:
+        from kedro.framework.project import pipelines
+
+        self.catalog = catalog
+        parameters = catalog.load("parameters")
+        given = run_params.get("runtime_params") or {}
+        check_parameters(parameters, configured_parameters(context.config_loader), given)
+        check_inputs(pipeline, catalog, pipelines, _options(run_params))
+        self._overwrite = bool(parameters["overwrite"])
+        self.works = works(pipeline, pipelines, parameters, context.project_path)
+        for work in self.works.values():
+            work.check(catalog, self._overwrite)
+        self.tracking = Tracking(context, self.works, parameters)
+        self.signals = Signals()
+        self._commit = git_commit(context.project_path)
+        self._logs: list[tuple[RunLog, Work | None]] = []
+        self._open = True
+
+    def enter(self, node: Node, inputs: dict[str, Any]) -> None:
+        """Before a node: end the stages that are through, start its own, connect its log."""
+        self._end_those_through()
+        work = self._work(node)
+        self.tracking.enter(work)
+        if work is not None and work.record is None:
+            facts = {"mlflow_run_id": work.run_id, "commit": self._commit, "command": command()}
+            work.start(self.catalog, self._overwrite, **facts)
+        for value in inputs.values():
+            if isinstance(value, RunLog):
+                self._connect(value, work)
+
+    def leave(self, node: Node) -> None:
+        """After a node; its outputs are not saved yet."""
+        work = self._work(node)
+        if work is not None:
+            work.nodes.discard(node.name)
+
+    def saved(self, name: str, data: Any) -> None:
+        """Keep with the study's run what sums it up."""
+        if name == SUMMARY:
+            self.tracking.log_metrics(data)
+        elif name in KEPT and (path := path_of(self.catalog.get(name))) is not None:
+            self.tracking.log_artifact(path)
+
+    def close(self, error: BaseException | None) -> None:
+        """End every stage that began; kedro-mlflow then ends the session's own run."""
+        if not self._open:
+            return
+        self._open = False
+        self.signals.restore()
+        if error is None:
+            self._end_those_through()
+        status: Status = "killed" if self.signals.received else "failed"
+        for work in self.works.values():
+            self._end(work, "finished" if error is None else status, error)
+        self._close_logs(None)
+        self.tracking.before_close()
+
+    def correct(self) -> None:
+        """After kedro-mlflow called a stopped run FAILED."""
+        self.tracking.after_close("KILLED" if self.signals.received else None)
+
+    def _work(self, node: Node) -> Work | None:
+        name = stage_name(node)
+        return self.works.get(name) if name is not None else None
+
+    def _connect(self, log: RunLog, work: Work | None) -> None:
+        run_id = (work.run_id if work is not None else None) or self.tracking.run_id
+        if self.tracking.is_on and run_id is not None:
+            log.attach(self.tracking.client, run_id)
+        if all(log is not known for known, _ in self._logs):
+            self._logs.append((log, work))
+
+    def _end_those_through(self) -> None:
+        for work in self.works.values():
+            if not work.nodes:
+                self._end(work, "finished", None)
+
+    def _end(self, work: Work, status: Status, error: BaseException | None) -> None:
+        if work.record is None or work.record.status != "running":
+            return
+        self._close_logs(work)
+        work.end(status, self.catalog, None if error is None else f"{type(error).__name__}: {error}")
+        self.tracking.end(work, MLFLOW_STATUS[work.record.status])
+
+    def _close_logs(self, work: Work | None) -> None:
+        """Close the logs of one stage, or all of them."""
+        for log, owner in self._logs:
+            if work is None or owner is work:
+                log.close()
+        self._logs = [(log, owner) for log, owner in self._logs if work is not None and owner is not work]
+
+
+class Before:
+    """Runs before the hooks of kedro-mlflow."""
+
+    def __init__(self) -> None:
+        self.session: Session | None = None
+        self._context: Any = None
+
+    @hook_impl(tryfirst=True)
+    def after_context_created(self, context: Any) -> None:
+        """Let a relative store mean the one at the project's root."""
+        self._context = context
+        anchor(context)
+
+    @hook_impl(tryfirst=True)
+    def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Any, catalog: Any) -> None:
+        """Refuse what cannot go well, while nothing is open yet."""
+        self.session = None
+        self.session = Session(self._context, run_params, pipeline, catalog)
+        self.session.tracking.before_open()
+
+    @hook_impl(tryfirst=True)
+    def before_node_run(self, node: Node, inputs: dict[str, Any]) -> None:
+        """Make the node's stage the one that is logged to."""
+        if self.session is not None:
+            self.session.enter(node, inputs)
+
+    @hook_impl(tryfirst=True)
+    def after_node_run(self, node: Node) -> None:
+        """Count the node as run."""
+        if self.session is not None:
+            self.session.leave(node)
+
+    @hook_impl
+    def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
+        """Keep the report and the study's numbers in MLflow."""
+        if self.session is not None:
+            self.session.saved(dataset_name, data)
+
+    @hook_impl(tryfirst=True)
+    def after_pipeline_run(self) -> None:
+        """End the stages."""
+        if self.session is not None:
+            self.session.close(None)
+
+    @hook_impl(tryfirst=True)
+    def on_pipeline_error(self, error: Exception) -> None:
+        """End the stages as failed, or as killed after a signal."""
+        if self.session is not None:
+            self.session.close(error)
+
+
+class After:
+    """Runs after the hooks of kedro-mlflow."""
+
+    def __init__(self, before: Before) -> None:
+        self._before = before
+
+    @hook_impl
+    def before_pipeline_run(self) -> None:
+        """Name and tag the run that was opened, and listen for signals from now on."""
+        session = self._before.session
+        if session is not None:
+            atexit.register(_abandon, session)
+            session.tracking.after_open()
+            session.signals.install()
+
+    @hook_impl(trylast=True)
+    def on_pipeline_error(self) -> None:
+        """A stopped run is KILLED."""
+        if self._before.session is not None:
+            self._before.session.correct()
+
+
+def hooks() -> tuple[Before, After]:
+    """The hooks of this project, for the settings."""
+    before = Before()
+    return before, After(before)
+
+
+def _abandon(session: Session) -> None:
+    """The process ends without Kedro having said how: nothing may stay marked as running."""
+    session.close(RuntimeError("the process ended before the run did"))
+
+
+def _options(run_params: dict[str, Any]) -> str:
+    """The options that a command named in an error needs to mean the same files."""
+    env, given = run_params.get("env"), run_params.get("runtime_params") or {}
+    names = ("data_root", "seed", "prepare_seed", "variant")
+    kept = [f"{name}={given[name]}" for name in names if name in given]
+    default = env is None or env in ("local", "base")
+    return ("" if default else f" --env={env}") + (f" --params {','.join(kept)}" if kept else "")

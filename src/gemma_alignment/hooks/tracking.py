@@ -1,0 +1,206 @@
+"""MLflow: one run a stage, whatever else runs in the same session, and the right state at the end."""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gemma_alignment.hooks.provenance import command, git_commit, git_is_dirty
+from gemma_alignment.hooks.work import Work
+from gemma_alignment.stages import Stage
+
+logger = logging.getLogger(__name__)
+
+PARENT = "GEMMA_ALIGNMENT_PARENT_RUN"
+"""Environment variable: the id of the study's MLflow run, under which this session's runs are nested."""
+STUDY = "GEMMA_ALIGNMENT_STUDY"
+"""Environment variable: the name of the study."""
+
+
+class Tracking:
+    """The MLflow runs of one session.
+
+    kedro-mlflow opens one run a session, logs the parameters of each node to the run it believes to
+    be its own, and ends it. A session of one stage keeps to that. In a session of more, its attribute
+    ``run_id`` follows the stage whose node runs, so parameters, curves and artifacts go to that stage's
+    run; at most one run is active at a time, and the others are parked (their status stays RUNNING).
+    """
+
+    def __init__(self, context: Any, works: Mapping[str, Work], parameters: Mapping[str, Any]) -> None:
+        self._config = getattr(context, "mlflow", None)
+        self._works = works
+        self._parent = os.environ.get(PARENT)
+        self._common = {
+            "study": os.environ.get(STUDY, "none"),
+            "variant": parameters["variant"] or "none",
+            "overwrite": str(parameters["overwrite"]).lower(),
+            "command": command(),
+            **_source(context.project_path),
+        }
+        self._name = f"default-seed{parameters['seed']}"
+        self.run_id: str | None = None
+        """The run that kedro-mlflow opened for the session."""
+        self.lost = False
+        """Whether the server stopped answering: nothing more is sent, training goes on."""
+        self._borrowed = len(works) > 1 and self._parent is not None
+        """Whether the session has no run of its own, because its stages stand directly under a study."""
+
+    @property
+    def client(self) -> Any:
+        """A client of the session's store."""
+        from mlflow import MlflowClient
+
+        return MlflowClient()
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is a run to log to."""
+        return self.run_id is not None and not self.lost
+
+    @property
+    def summary_run(self) -> str | None:
+        """Where what is said of the study as a whole goes: its own run, else the session's."""
+        return self._parent or self.run_id
+
+    def before_open(self) -> None:
+        """Tell kedro-mlflow which run to open: a new one, or under a study that of the first stage."""
+        if self._config is None:
+            return
+        run = self._config.tracking.run
+        works = list(self._works.values())
+        if len(works) == 1:
+            run.name = works[0].stage.run_name
+        elif self._borrowed and self._parent:
+            run.id = works[0].run_id = self._create(works[0].stage, self._parent)
+        else:
+            run.name = self._name
+
+    def after_open(self) -> None:
+        """Learn what kedro-mlflow opened, and say what it is."""
+        import mlflow
+
+        active = mlflow.active_run()
+        if active is None:
+            return
+        self.run_id = active.info.run_id
+        works = list(self._works.values())
+        if len(works) == 1:
+            works[0].run_id = self.run_id
+        tags = self._tags(works[0].stage if len(works) == 1 or self._borrowed else None)
+        if self._parent:
+            tags["mlflow.parentRunId"] = self._parent
+        mlflow.set_tags(tags)
+
+    def enter(self, work: Work | None) -> None:
+        """Make the run of a stage the active one (without a stage: the session's)."""
+        if self.run_id is None or self.lost:
+            return
+        try:
+            if work is not None and work.run_id is None:
+                work.run_id = self._create(work.stage, self._parent or self.run_id)
+            self._activate(work.run_id if work is not None and work.run_id else self.run_id)
+        except Exception as error:
+            self._lose(error)
+
+    def end(self, work: Work, status: str) -> None:
+        """The stage is over: FINISHED, FAILED or KILLED; the session's own run is left to kedro-mlflow."""
+        if work.run_id is None or not self.is_on or (work.run_id == self.run_id and not self._borrowed):
+            return
+        try:
+            self._park(work.run_id)
+            self.client.set_terminated(work.run_id, status)
+        except Exception as error:
+            self._lose(error)
+
+    def before_close(self) -> None:
+        """Hand the session's own run, if it has one, back to kedro-mlflow, which is about to end it."""
+        if not self.is_on or self.run_id is None:
+            return
+        try:
+            if self._borrowed:
+                _follow(None)
+            else:
+                self._activate(self.run_id)
+        except Exception as error:
+            self._lose(error)
+
+    def after_close(self, status: str | None) -> None:
+        """Correct the status that kedro-mlflow gave (it knows no KILLED)."""
+        if self.is_on and status is not None and not self._borrowed:
+            self.client.set_terminated(self.run_id, status)
+
+    def log_artifact(self, path: Path) -> None:
+        """Keep a file with the study's run."""
+        if self.is_on and path.is_file():
+            self.client.log_artifact(self.summary_run, str(path))
+
+    def log_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Keep single numbers with the study's run; None is skipped."""
+        for key, value in metrics.items():
+            if self.is_on and value is not None:
+                self.client.log_metric(self.summary_run, key, float(value))
+
+    def _create(self, stage: Stage, parent: str) -> str:
+        """A new run nested under ``parent``, parked."""
+        import mlflow
+
+        if (active := mlflow.active_run()) is not None:
+            self._park(active.info.run_id)
+        experiment = self._config.tracking.experiment._experiment.experiment_id if self._config else None
+        run = mlflow.start_run(
+            run_name=stage.run_name, experiment_id=experiment, parent_run_id=parent, tags=self._tags(stage)
+        )
+        self._park(run.info.run_id)
+        return str(run.info.run_id)
+
+    def _tags(self, stage: Stage | None) -> dict[str, str]:
+        tags = dict(self._common)
+        if stage is None:
+            return {**tags, "stage": "default"}
+        tags |= {"stage": stage.name, "seed": str(stage.seed)}
+        if stage.is_arm:
+            tags["method"] = stage.name
+        return tags
+
+    def _activate(self, run_id: str) -> None:
+        import mlflow
+
+        active = mlflow.active_run()
+        if active is None or active.info.run_id != run_id:
+            if active is not None:
+                self._park(active.info.run_id)
+            mlflow.start_run(run_id=run_id)
+        else:
+            self.client.get_run(run_id)  # does the server still answer?
+        _follow(run_id)
+
+    def _park(self, run_id: str) -> None:
+        """Let go of the active run without ending it."""
+        import mlflow
+
+        active = mlflow.active_run()
+        if active is not None and active.info.run_id == run_id:
+            mlflow.end_run("RUNNING")
+
+    def _lose(self, error: Exception) -> None:
+        """The server is gone: say so once, keep kedro-mlflow from failing the pipeline over it."""
+        self.lost = True
+        logger.warning("MLflow does not answer (%s); the run goes on, its files hold everything", error)
+        _follow(None)
+
+
+def _follow(run_id: str | None) -> None:
+    """Point kedro-mlflow's hook to a run; None: to none, and log nothing any more."""
+    from kedro_mlflow.framework.hooks.mlflow_hook import mlflow_hook
+
+    mlflow_hook.run_id = run_id
+    if run_id is None:
+        mlflow_hook._is_mlflow_enabled = False
+
+
+def _source(project: Path) -> dict[str, str]:
+    commit = git_commit(project)
+    if commit is None:
+        return {"mlflow.source.git.commit": "unknown"}
+    return {"mlflow.source.git.commit": commit, "git_dirty": str(git_is_dirty(project)).lower()}

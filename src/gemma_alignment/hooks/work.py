@@ -1,0 +1,177 @@
+"""The stages of one session: which nodes are left of each, and what its ``run.json`` says."""
+
+import dataclasses
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from kedro.io import MemoryDataset
+from kedro.pipeline import Pipeline
+from kedro.pipeline.node import Node
+
+from gemma_alignment.errors import UserError
+from gemma_alignment.fingerprints import Record, Status, differences, digest, digest_of, refuse
+from gemma_alignment.hooks.checks import free_inputs, path_of
+from gemma_alignment.stages import CLOSING, STAGES, Stage
+
+logger = logging.getLogger(__name__)
+
+INPUTS = {
+    "data": ("genrm_train", "preferences_train", "preferences_eval", "prompts_train", "prompts_eval"),
+    "base_model": ("base_model",),
+    "sft": ("sft_merged_model",),
+    "reward_model": ("rm_model_bt",),
+}
+"""Which datasets a fingerprint covers, where a stage reads them."""
+
+
+def stage_name(node: Node) -> str | None:
+    """The stage that a node's tags name, if any."""
+    return next((name for name in STAGES if name in node.tags), None)
+
+
+def in_session(pipeline: Pipeline) -> list[str]:
+    """The names of the stages that have nodes in ``pipeline``, in the order of the study."""
+    present = {stage_name(node) for node in pipeline.nodes}
+    return [name for name in STAGES if name in present]
+
+
+@dataclasses.dataclass
+class Work:
+    """One stage of a session."""
+
+    stage: Stage
+    directory: Path
+    nodes: set[str]
+    """Names of its nodes that have not run yet."""
+    full: Pipeline
+    """All of the stage, which may be more than what runs."""
+    made_here: frozenset[str]
+    """What the session makes: inputs among these have no digest before the stage starts."""
+    parameters: dict[str, Any]
+    record: Record | None = None
+    """Its ``run.json`` since it started."""
+    previous: Record | None = None
+    """The ``run.json`` that was there before."""
+    run_id: str | None = None
+
+    @classmethod
+    def of(
+        cls, name: str, running: Pipeline, full: Pipeline, parameters: Mapping[str, Any], project: Path
+    ) -> Self:
+        """The stage ``name`` of the pipeline ``running``, under all ``parameters``."""
+        stage = Stage.of(name, parameters)
+        directory = stage.directory(project / parameters["data_root"])
+        return cls(
+            stage=stage,
+            directory=directory,
+            nodes={node.name for node in running.nodes if stage_name(node) == name},
+            full=full,
+            made_here=frozenset(running.all_outputs()),
+            parameters=_read(full.nodes, parameters),
+            previous=Record.read(directory),
+        )
+
+    def begin(self, catalog: Any, **facts: Any) -> Record:
+        """The record of a start now, with the digests of the inputs that stand still.
+
+        ``facts`` are further fields of the record. Nothing is written.
+        """
+        return Record(
+            stage=self.stage.name,
+            seed=self.stage.seed,
+            variant=self.stage.variant,
+            method=self.stage.name if self.stage.is_arm else None,
+            fingerprints={"configuration": digest_of(self.parameters), **self._digests(catalog)},
+            parameters=self.parameters,
+            **facts,
+        )
+
+    def check(self, catalog: Any, overwrite: bool) -> None:
+        """Refuse a start that would write over a finished run of something else.
+
+        Raises:
+            UserError: with the differences and the ways out.
+        """
+        if self.previous is not None and not overwrite and self.stage.name not in CLOSING:
+            refuse(self.directory, self.previous, self._without_made_here(self.begin(catalog)))
+
+    def start(self, catalog: Any, overwrite: bool, **facts: Any) -> None:
+        """Write that the stage runs; what earlier stages of the session made is checked too now."""
+        new = self.begin(catalog, **facts)
+        if self.previous is not None and not overwrite and self.stage.name not in CLOSING:
+            refuse(self.directory, self.previous, new)
+        self.record = new
+        new.write(self.directory)
+
+    def end(self, status: Status, catalog: Any, error: str | None = None) -> None:
+        """Write how the stage ended, with the digests of every input it had."""
+        if self.record is None:
+            return
+        if status == "finished" and not self._is_whole(catalog):
+            status = "partial"
+        fingerprints = {**self.record.fingerprints, **self._digests(catalog)}
+        record = dataclasses.replace(self.record, fingerprints=fingerprints)
+        self.record = record.end(status, error)
+        self.record.write(self.directory)
+
+    def is_current(self, catalog: Any) -> bool:
+        """Whether a finished run of the same configuration and inputs stands there, outputs and all."""
+        old = self.previous
+        if old is None or old.status != "finished" or not self._is_whole(catalog):
+            return False
+        new = self.begin(catalog)
+        return not differences(old, new) and old.fingerprints.keys() == new.fingerprints.keys()
+
+    def _without_made_here(self, record: Record) -> Record:
+        changing = {label for label, names in INPUTS.items() if any(name in self.made_here for name in names)}
+        kept = {key: value for key, value in record.fingerprints.items() if key not in changing}
+        return dataclasses.replace(record, fingerprints=kept)
+
+    def _digests(self, catalog: Any) -> dict[str, str]:
+        read = free_inputs(self.full)
+        found: dict[str, str] = {}
+        for label, names in INPUTS.items():
+            paths = [path_of(catalog.get(name)) for name in names if name in read]
+            there = [path for path in paths if path is not None and path.exists()]
+            if there and len(there) == len(paths):
+                found[label] = digest(*there)
+        return found
+
+    def _is_whole(self, catalog: Any) -> bool:
+        """Whether every file that the whole stage leaves exists."""
+        datasets = [catalog.get(name) for name in self.full.all_outputs()]
+        kept = [one for one in datasets if one is not None and not isinstance(one, MemoryDataset)]
+        return all(one.exists() for one in kept)
+
+
+def _read(nodes: Iterable[Node], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that some of ``nodes`` read."""
+    names = {name for node in nodes for name in node.inputs}
+    if "parameters" in names:
+        return dict(parameters)
+    return dict(_looked_up(sorted(names), parameters))
+
+
+def _looked_up(names: Iterable[str], parameters: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name in names:
+        if name.startswith("params:"):
+            value: Any = parameters
+            for part in name.removeprefix("params:").split("."):
+                if not isinstance(value, Mapping) or part not in value:
+                    raise UserError(f"missing parameter {name.removeprefix('params:')}")
+                value = value[part]
+            yield name.removeprefix("params:"), value
+
+
+def works(
+    pipeline: Pipeline, registry: Mapping[str, Pipeline], parameters: Mapping[str, Any], project: Path
+) -> dict[str, Work]:
+    """The stages of ``pipeline``, by name; ``project`` is what a relative ``data_root`` is relative to."""
+    found: dict[str, Work] = {}
+    for name in in_session(pipeline):
+        whole = registry.get(name, pipeline)
+        full = Pipeline([node for node in whole.nodes if stage_name(node) == name])
+        found[name] = Work.of(name, pipeline, full, parameters, Path(project))
+    return found

@@ -1,0 +1,34 @@
+"""The parameters that belong to a run as a whole."""
+
+import re
+from dataclasses import dataclass
+
+VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
+
+
+@dataclass(frozen=True)
+class RunParameters:
+    """What stands at the top level of ``parameters.yml``."""
+
+    seed: int
+    """Drives the policy-optimisation arms alone."""
+    prepare_seed: int
+    """Drives data, SFT and reward model."""
+    data_root: str
+    """The folder of every dataset."""
+    variant: str
+    """Name of a deviating configuration, whose arms live in ``{method}@{variant}/``; else empty."""
+    overwrite: bool
+    """Whether finished outputs of another configuration may be replaced."""
+
+    def __post_init__(self) -> None:
+        for name in ("seed", "prepare_seed"):
+            if not 0 <= getattr(self, name) < 2**32:
+                raise ValueError(f"{name} must be from 0 to 4294967295, got {getattr(self, name)}")
+        if not self.data_root:
+            raise ValueError("data_root must name a folder")
+        if self.variant and not VARIANT.fullmatch(self.variant):
+            raise ValueError(
+                "variant becomes part of a folder's name: letters, digits and . _ - + = only, "
+                f"got {self.variant!r}"
+            )

@@ -1,0 +1,157 @@
+"""The engine on this machine: preparation, then the arms side by side, then evaluation and report."""
+
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from gemma_alignment.fingerprints import Record
+from gemma_alignment.stages import PREPARATION
+from gemma_alignment.study.board import Board
+from gemma_alignment.study.parent import ParentRun
+from gemma_alignment.study.plan import Plan, Run
+from gemma_alignment.study.processes import Child, default_workers, drive, environment, stop
+from gemma_alignment.study.project import Opened
+
+
+class Interrupted(Exception):
+    """The study was asked to stop."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.code = 128 + number
+
+
+def run_study(project: Path, plan: Plan, workers: int | None, console: Console) -> int:
+    """Run the whole of ``plan``; the exit status: 0 when every run finished.
+
+    A run that fails does not stop the others; what finished is evaluated.
+
+    Raises:
+        UserError: before anything runs, for what would be refused later.
+    """
+    opened = Opened.open(project, plan)
+    stale = opened.left_to_prepare()
+    for arm in plan.arms:
+        opened.check(arm, stale)
+    study = _Study(plan, opened, console)
+    status = "FAILED"
+    try:
+        with _signals():
+            status = "FINISHED" if study.run(stale, workers) else "FAILED"
+    except Interrupted as error:
+        status = "KILLED"
+        console.print(f"{error}: stopping what runs …", highlight=False)
+        stop(study.children)
+        return error.code
+    finally:
+        with _undisturbed():
+            stop(study.children)
+            study.settle()
+            study.parent.end(status)
+        study.summarize(status)
+    return 0 if status == "FINISHED" else 1
+
+
+class _Study:
+    """The processes of one study."""
+
+    def __init__(self, plan: Plan, opened: Opened, console: Console) -> None:
+        self._plan = plan
+        self._opened = opened
+        self._console = console
+        self._name = f"study-{datetime.now():%Y%m%d-%H%M%S}"
+        methods, seeds = ",".join(plan.methods), ",".join(map(str, plan.seeds))
+        tags = {"methods": methods, "seeds": seeds}
+        self.parent = ParentRun(opened.path, opened.experiment_id, self._name, tags)
+        self._variables = environment(self.parent.run_id, self._name, self.parent.tracking_uri)
+        self.children: list[Child] = []
+
+    def run(self, stale: tuple[str, ...], workers: int | None) -> bool:
+        """Every process in its order; whether all of them ended well."""
+        self._console.print(f"{self._name}: {len(self._plan.arms)} runs", highlight=False)
+        output = self._opened.data_root / "07_model_output"
+        prepare = Run(stale or PREPARATION, self._plan.params, self._plan.env)
+        preparation = Child(prepare, output / "preparation.log", reused=not stale)
+        if not self._through([preparation], 1):
+            return False
+        root = self._opened.data_root
+        arms = [Child(run, run.stages[0].directory(root) / "run.log") for run in self._plan.arms]
+        device = self._opened.parameters["runtime"]["device"]
+        all_well = self._through(arms, workers or default_workers(device))
+        if not any(arm.state == "done" for arm in arms):
+            return False
+        return self._through([Child(self._plan.closing, output / "closing.log")], 1) and all_well
+
+    def _through(self, children: Sequence[Child], workers: int) -> bool:
+        self.children += children
+        root = self._opened.data_root
+        iterations = int(self._opened.parameters["policy_optimization"]["num_iterations"])
+        failed: list[Child] = []
+        todo = [child for child in children if not child.reused]
+        with Board(children, root, iterations, self._console) as board:
+            for child in drive(todo, workers, self._opened.path, self._variables):
+                board.refresh()
+                if child is not None:
+                    self.parent.settle(child, root)
+                    if child.state == "failed":
+                        failed.append(child)
+        for child in failed:
+            self._explain(child)
+        return not failed
+
+    def settle(self) -> None:
+        """Correct the ends of processes that were stopped."""
+        for child in self.children:
+            self.parent.settle(child, self._opened.data_root)
+
+    def summarize(self, status: str) -> None:
+        """The last lines: what became of it, and where to look."""
+        counts = {state: sum(child.state == state for child in self.children) for state in ("done", "failed")}
+        report = self._opened.data_root / "08_reporting" / "report.html"
+        say = self._console.print
+        say(f"\n{self._name} {status.lower()}: {counts['done']} processes done, {counts['failed']} failed")
+        if status == "FINISHED" or (report.exists() and self.children[-1].state == "done"):
+            say(f"Report:    {report}", soft_wrap=True, highlight=False)
+        store = self.parent.tracking_uri
+        say(f"MLflow UI: make ui   (or: mlflow ui --backend-store-uri {store})", soft_wrap=True)
+
+    def _explain(self, child: Child) -> None:
+        records = [Record.read(stage.directory(self._opened.data_root)) for stage in child.run.stages]
+        pid = child.process.pid if child.process else None
+        errors = [one.error for one in records if one and one.pid == pid and one.error]
+        self._console.print(f"\n[red]{child.run.label} failed[/red]  {'; '.join(errors)}", soft_wrap=True)
+        for line in child.tail().splitlines():
+            self._console.print(f"  │ {line}", markup=False, highlight=False, soft_wrap=True)
+        self._console.print(f"  its output: {child.log}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """SIGINT and SIGTERM raise Interrupted inside the block."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """SIGINT and SIGTERM wait until what must be written is written: it takes seconds."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

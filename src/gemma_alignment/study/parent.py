@@ -1,0 +1,66 @@
+"""The MLflow run of the study, and the right end for every run under it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gemma_alignment.datasets.metric_writer import synchronize
+from gemma_alignment.datasets.run_log import RunLog
+from gemma_alignment.fingerprints import Record
+from gemma_alignment.hooks.provenance import command, git_commit
+from gemma_alignment.hooks.session import MLFLOW_STATUS
+from gemma_alignment.study.processes import Child
+
+
+class ParentRun:
+    """The parent of every run of one study."""
+
+    def __init__(self, project: Path, experiment_id: str, name: str, tags: Mapping[str, str]) -> None:
+        from mlflow import MlflowClient
+        from mlflow.tracking.context.registry import resolve_tags
+
+        self._client = MlflowClient()
+        self._experiment = experiment_id
+        self.tracking_uri: str = self._client.tracking_uri
+        own = {
+            "study": name,
+            "stage": "study",
+            "command": command(),
+            "mlflow.source.git.commit": git_commit(project) or "unknown",
+        }
+        run = self._client.create_run(experiment_id, run_name=name, tags={**resolve_tags(), **own, **tags})
+        self.run_id: str = run.info.run_id
+
+    def settle(self, child: Child, data_root: Path) -> None:
+        """Give the records and MLflow runs of a process that is over the end that it did not write itself.
+
+        A killed process leaves ``running`` behind; one that lost the server leaves a run that is
+        finished on disk only. Points that the run does not hold are sent from the files.
+        """
+        if child.process is None:
+            return
+        for stage in child.run.stages:
+            directory = stage.directory(data_root)
+            record = Record.read(directory)
+            if record is None or record.pid != child.process.pid:
+                continue
+            if record.status == "running":
+                record = record.end("failed", f"the process ended without a word (status {child.code})")
+                record.write(directory)
+            if record.mlflow_run_id and self._is_running(record.mlflow_run_id):
+                synchronize(self._client, record.mlflow_run_id, RunLog(directory).points())
+                self._client.set_terminated(record.mlflow_run_id, MLFLOW_STATUS[record.status])
+
+    def end(self, status: str) -> None:
+        """End the study's run, and whatever under it still says RUNNING."""
+        under = self._client.search_runs(
+            [self._experiment],
+            f"tags.mlflow.parentRunId = '{self.run_id}' and attributes.status = 'RUNNING'",
+        )
+        for run in under:
+            self._client.set_terminated(run.info.run_id, "KILLED" if status == "KILLED" else "FAILED")
+        self._client.set_terminated(self.run_id, status)
+
+    def _is_running(self, run_id: str) -> bool:
+        info: Any = self._client.get_run(run_id).info
+        return bool(info.status == "RUNNING")

@@ -1,0 +1,143 @@
+"""What a study consists of: plain descriptions of its runs, for whatever starts them."""
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gemma_alignment.config import nearest
+from gemma_alignment.errors import UserError
+from gemma_alignment.stages import ARMS, CLOSING, PREPARATION, Stage
+
+_SEEDS = re.compile(r"(\d+)(?:-(\d+))?")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process of a study: ``kedro run`` with these pipelines and parameters."""
+
+    pipelines: tuple[str, ...]
+    params: Mapping[str, Any]
+    """Dotted names and values, as after ``--params``."""
+    env: str | None = None
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages it runs, as far as their names and folders go."""
+        parameters = {"seed": 0, "prepare_seed": 0, "variant": "", **self.params}
+        return tuple(Stage.of(name, parameters) for name in self.pipelines)
+
+    @property
+    def label(self) -> str:
+        """``grpo-seed42``, or the names of its stages."""
+        return ", ".join(stage.run_name for stage in self.stages)
+
+    def arguments(self) -> list[str]:
+        """What follows ``kedro``."""
+        words = ["run", f"--pipelines={','.join(self.pipelines)}"]
+        if self.env:
+            words.append(f"--env={self.env}")
+        if self.params:
+            words += ["--params", ",".join(f"{key}={_value(key, v)}" for key, v in self.params.items())]
+        return words
+
+    def command(self) -> str:
+        """The command that does the same by hand."""
+        return shlex.join(["kedro", *self.arguments()])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study: preparation once, every method with every seed, then evaluation and report."""
+
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    params: Mapping[str, Any]
+    """Dotted parameters that every run gets."""
+    env: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.methods:
+            if name not in ARMS:
+                near = nearest(name, ARMS)
+                hint = f"did you mean {near}?" if near else f"there are {', '.join(ARMS)}"
+                raise UserError(f"unknown method {name}; {hint}")
+        if "seed" in self.params:
+            raise UserError("a study sets the seed of each run: use --seeds instead of --params seed=…")
+
+    @property
+    def preparation(self) -> Run:
+        """Data, SFT and reward model."""
+        return Run(PREPARATION, self.params, self.env)
+
+    @property
+    def arms(self) -> tuple[Run, ...]:
+        """One run a method and seed; the methods of a seed side by side, so that pairs are complete early."""
+        return tuple(
+            Run((method,), {"seed": seed, **self.params}, self.env)
+            for seed in self.seeds
+            for method in self.methods
+        )
+
+    @property
+    def closing(self) -> Run:
+        """Evaluation and report."""
+        return Run(CLOSING, self.params, self.env)
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """``42,123,777`` and ranges such as ``1-20,42``, each seed once, in the order given.
+
+    Raises:
+        UserError: for anything else.
+    """
+    seeds: list[int] = []
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        match = _SEEDS.fullmatch(part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first:
+            raise UserError(f"--seeds {text}: expected numbers and ranges such as 1-20,42, got {part!r}")
+        seeds += range(first, last + 1)
+    if not seeds:
+        raise UserError("--seeds names no seed: give numbers and ranges such as 1-20,42")
+    return tuple(dict.fromkeys(seeds))
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """``ppo,grpo``, each name once."""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested parameters by dotted names, as ``--params`` takes them."""
+    return dict(_dotted(values, prefix))
+
+
+def _dotted(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of :func:`dotted`."""
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        *path, last = key.split(".")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return tree
+
+
+def _value(key: str, value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        raise UserError(f"{key}: --params cannot carry a list; write it into conf/<env>/parameters.yml")
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    if "," in text:
+        raise UserError(f"{key}: --params cannot carry a comma, got {text!r}")
+    return text

@@ -1,0 +1,146 @@
+"""A few processes at a time, each ``kedro run`` in a group of its own, with its output in a file."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gemma_alignment.study.plan import Run
+
+ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+GRACE = 30.0
+"""Seconds that a process has to end after SIGTERM."""
+TICK = 0.25
+
+
+@dataclass
+class Child:
+    """One process of the study."""
+
+    run: Run
+    log: Path
+    """Where its output goes."""
+    process: subprocess.Popen[bytes] | None = None
+    started: float | None = None
+    ended: float | None = None
+    reused: bool = False
+    """Not started: what it would make is there."""
+    stages: Sequence[str] = field(default_factory=tuple)
+
+    @property
+    def code(self) -> int | None:
+        """Its exit status; negative for a signal; None before it ended."""
+        return None if self.process is None else self.process.poll()
+
+    @property
+    def state(self) -> str:
+        """``waiting``, ``running``, ``done``, ``failed`` or ``reused``."""
+        if self.reused:
+            return "reused"
+        if self.process is None:
+            return "waiting"
+        if self.code is None:
+            return "running"
+        return "done" if self.code == 0 else "failed"
+
+    @property
+    def seconds(self) -> float:
+        """How long it has run, or ran."""
+        if self.started is None:
+            return 0.0
+        return (self.ended or time.monotonic()) - self.started
+
+    def start(self, project: Path, environment: Mapping[str, str]) -> None:
+        """Start ``kedro run``; Ctrl-C in the terminal does not reach it, only :meth:`stop` does."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "kedro", *self.run.arguments()],
+                cwd=project,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.started = time.monotonic()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to its whole group, if it still runs."""
+        if self.process is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, number)
+
+    def tail(self, lines: int = 12) -> str:
+        """The end of its output."""
+        try:
+            text = self.log.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+        return "\n".join(text.rstrip().splitlines()[-lines:])
+
+
+def environment(parent: str, study: str, tracking_uri: str) -> dict[str, str]:
+    """The variables of a child: this process's, its place in MLflow, one thread unless the user set more."""
+    from gemma_alignment.hooks.tracking import PARENT, STUDY
+
+    quiet = {"COLUMNS": "120", "PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    threads = dict.fromkeys(ONE_THREAD, "1")
+    defaults = {"TOKENIZERS_PARALLELISM": "false", **threads}
+    return {
+        **defaults,
+        **os.environ,
+        **quiet,
+        "MLFLOW_TRACKING_URI": tracking_uri,
+        PARENT: parent,
+        STUDY: study,
+    }
+
+
+def drive(
+    children: Sequence[Child], workers: int, project: Path, variables: Mapping[str, str]
+) -> Iterator[Child | None]:
+    """Run ``children`` in order, ``workers`` at a time; yields each one that ended, None on a tick."""
+    waiting, running = list(children), list[Child]()
+    while waiting or running:
+        while waiting and len(running) < workers:
+            child = waiting.pop(0)
+            child.start(project, variables)
+            running.append(child)
+        over = [child for child in running if child.code is not None]
+        running = [child for child in running if child.code is None]
+        for child in over:
+            child.ended = time.monotonic()
+            yield child
+        if not over:
+            yield None
+            time.sleep(TICK)
+
+
+def stop(children: Sequence[Child]) -> None:
+    """End what still runs: SIGTERM, so that each closes its runs itself, and SIGKILL for what stays."""
+    for child in children:
+        child.signal(signal.SIGTERM)
+    deadline = time.monotonic() + GRACE
+    for child in children:
+        while child.process is not None and child.code is None and time.monotonic() < deadline:
+            time.sleep(TICK)
+        child.signal(signal.SIGKILL)
+        if child.process is not None:
+            child.process.wait()
+        child.ended = child.ended or time.monotonic()
+
+
+def default_workers(device: str) -> int:
+    """As many as this process may use cores; one where the runs share a GPU."""
+    if device != "cpu" and any(Path("/dev").glob("nvidia[0-9]*")):
+        import torch
+
+        if torch.cuda.is_available():
+            return 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
