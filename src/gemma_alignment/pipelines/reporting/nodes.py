@@ -1,0 +1,105 @@
+"""Compare the finished runs and write the report."""
+
+import importlib.metadata
+import logging
+import platform
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gemma_alignment.config import build
+from gemma_alignment.parameters.reporting import ProtocolParameters, ReportingParameters
+
+logger = logging.getLogger(__name__)
+
+Partitions = Mapping[str, Any]
+PACKAGES = (
+    "gemma-alignment",
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "numpy",
+    "scipy",
+    "kedro",
+    "mlflow",
+)
+
+
+def compare(  # noqa: PLR0917 - Kedro passes inputs by position
+    histories: Partitions,
+    timings: Partitions,
+    responses: Partitions,
+    run_cards: Partitions,
+    judgements: Iterable[Mapping[str, Any]],
+    judge_card: Mapping[str, Any],
+    protocol: Mapping[str, Any],
+    reporting: Mapping[str, Any],
+    *finished: object,
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Every number of the report, and the study's own metrics.
+
+    Args:
+        histories: partition id (``ppo/seed=42/``) -> loader of the run's history rows.
+        timings: likewise the timing rows.
+        responses: likewise the final answers.
+        run_cards: likewise the run's ``run.json``.
+        judgements: one row an order of a comparison; none when nothing was judged.
+        judge_card: what is known of the judge itself.
+        protocol: section ``protocol``.
+        reporting: section ``reporting``.
+        finished: datasets that only had to be there first.
+
+    Returns:
+        The comparison, ready for JSON, and ``evaluation/*`` for MLflow.
+    """
+    fixed = build(ProtocolParameters, protocol, "protocol")
+    settings = build(ReportingParameters, reporting, "reporting")
+    import numpy as np
+
+    from gemma_alignment.judging.pairing import resolve, verdicts_by_pair
+    from gemma_alignment.report.comparison import Study, compare_study
+    from gemma_alignment.report.conclusions import study_metrics
+    from gemma_alignment.report.runs import collect_runs
+
+    runs = collect_runs(histories, timings, responses, run_cards)
+    verdicts = verdicts_by_pair(list(judgements))
+    outcomes = {pair: resolve(*both) for pair, both in verdicts.items()}
+    generator = np.random.default_rng(settings.bootstrap_seed)
+    study = Study(runs, outcomes, fixed, settings.bootstrap_draws, generator)
+    comparison = compare_study(study, judge_card, _versions())
+    verdict = comparison["verdict"]
+    logger.info("%s v %s: %s.", fixed.method_a.upper(), fixed.method_b.upper(), verdict["phrase"])
+    return comparison, study_metrics(comparison)
+
+
+def render_report(
+    comparison: Mapping[str, Any],
+    histories: Partitions,
+    timings: Partitions,
+    responses: Partitions,
+    reporting: Mapping[str, Any],
+) -> str:
+    """The report: one HTML file that needs neither a server nor a network.
+
+    Args:
+        comparison: what ``compare`` made.
+        histories: partition id -> loader of the history rows, for the curves.
+        timings: likewise the timing rows.
+        responses: likewise the final answers, for the table of answers.
+        reporting: section ``reporting``.
+    """
+    settings = build(ReportingParameters, reporting, "reporting")
+    from gemma_alignment.report.document import render
+    from gemma_alignment.report.runs import collect_runs
+
+    return render(comparison, collect_runs(histories, timings, responses, {}), settings)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

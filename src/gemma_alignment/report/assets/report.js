@@ -1,0 +1,70 @@
+"use strict";
+(() => {
+  const { figures, axes } = JSON.parse(document.getElementById("data").textContent);
+  const plots = [...document.querySelectorAll("[data-figure]")];
+  const drawn = new Set();
+  const axisChoice = document.getElementById("axis");
+  const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+  // Text and grid take the page's colours; a specification holds only what is data.
+  function themed(layout) {
+    const ink = color("--ink"), soft = color("--soft"), line = color("--line");
+    const axis = { gridcolor: line, linecolor: line, zerolinecolor: soft, tickfont: { color: soft } };
+    const full = {
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hovermode: "closest",
+      dragmode: matchMedia("(pointer: fine)").matches ? "zoom" : false, // a finger scrolls the page
+      font: { color: ink, size: 12, family: getComputedStyle(document.body).fontFamily },
+      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { color: soft } },
+      hoverlabel: { bgcolor: color("--card"), bordercolor: line, font: { color: ink } },
+      ...layout,
+    };
+    for (const name of ["xaxis", "yaxis", "yaxis2"]) if (layout[name]) full[name] = { ...axis, ...layout[name] };
+    return full;
+  }
+
+  function onAxis(spec, choice) {
+    const known = spec.data.some((trace) => trace.meta);
+    if (!known || choice === "iteration") return spec;
+    const data = spec.data.map((trace) => {
+      const table = trace.meta && axes.series[trace.meta] && axes.series[trace.meta][choice];
+      return table ? { ...trace, x: trace.x.map((i) => (i in table ? table[i] : null)) } : trace;
+    });
+    const xaxis = { ...spec.layout.xaxis, title: { text: axes.labels[choice] } };
+    return { data, layout: { ...spec.layout, xaxis } };
+  }
+
+  function draw(element) {
+    const spec = onAxis(figures[element.dataset.figure], axisChoice ? axisChoice.value : "iteration");
+    drawn.add(element);
+    return Plotly.react(element, spec.data, themed(spec.layout), { responsive: true, displayModeBar: false });
+  }
+
+  // One after the other, so that the page answers while they come.
+  const redraw = () => drawn.forEach(draw);
+  (function next(i) {
+    if (i >= plots.length) return;
+    if (!drawn.has(plots[i])) draw(plots[i]);
+    setTimeout(next, 0, i + 1);
+  })(0);
+
+  if (axisChoice) axisChoice.addEventListener("change", redraw);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  addEventListener("beforeprint", () => {
+    document.querySelectorAll("details").forEach((part) => { part.open = true; });
+    plots.forEach(draw);
+  });
+  addEventListener("afterprint", redraw);
+
+  const search = document.getElementById("search");
+  if (search) {
+    const rows = [...document.querySelectorAll("#answers tbody tr")];
+    const texts = rows.map((row) => row.textContent.toLowerCase());
+    const count = document.getElementById("search-count");
+    search.addEventListener("input", () => {
+      const wanted = search.value.toLowerCase();
+      let found = 0;
+      rows.forEach((row, i) => { row.hidden = !texts[i].includes(wanted); found += !row.hidden; });
+      count.textContent = wanted ? `${found} of ${rows.length}` : "";
+    });
+  }
+})();

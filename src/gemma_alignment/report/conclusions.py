@@ -1,0 +1,135 @@
+"""What follows from the numbers of a comparison: verdict, limits, what could not be estimated."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gemma_alignment.parameters.reporting import ProtocolParameters
+from gemma_alignment.report.formatting import name_of
+from gemma_alignment.report.runs import RunKey
+from gemma_alignment.report.verdict import judge_difference, magnitude_phrase, what_seeds_show
+
+Block = dict[str, Any]
+
+
+def study_metrics(comparison: Mapping[str, Any]) -> dict[str, float]:
+    """The study's own MLflow metrics; one that is not estimable is absent.
+
+    The bounds of the win rate are those the verdict rests on; with one seed, those over its prompts.
+    """
+    protocol = comparison["protocol"]
+    block = comparison["win_rates"].get(f"{protocol['method_a']}_vs_{protocol['method_b']}")
+    found: dict[str, float | None] = {}
+    if block and block["crossed"]:
+        bounds = widest(block["crossed"])
+        if block["crossed"]["seeds"] == 1:
+            one = next(seed for seed in block["per_seed"].values() if seed["rate"] is not None)
+            bounds = one["low"], one["high"]
+        found["evaluation/win_rate"] = block["crossed"]["estimate"]
+        found["evaluation/win_rate_low"], found["evaluation/win_rate_high"] = bounds
+    effect = comparison["metrics"].get(protocol["effect_size_metric"])
+    if effect:
+        found["evaluation/cohens_d"] = effect["cohens_d"]["d"]
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def widest(crossed: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """The lower of the two lower bounds, over prompts and over seeds, and the higher of the upper ones.
+
+    What is said of two methods must hold for new prompts and for new seeds; three rates that happen to
+    lie close together would otherwise claim more than their prompts can show. None with one seed, and
+    where neither interval exists. Seeds of one and the same rate leave the interval over prompts.
+    """
+    if crossed["seeds"] < 2:
+        return None, None
+    intervals = [crossed[kind] for kind in ("over_prompts", "over_seeds") if crossed[kind]["low"] is not None]
+    if not intervals:
+        return None, None
+    return min(one["low"] for one in intervals), max(one["high"] for one in intervals)
+
+
+def verdict_block(comparison: Mapping[str, Any], protocol: ProtocolParameters) -> Block:
+    """The one sentence of the first screen: its word from the interval and the margin alone."""
+    block = comparison["win_rates"].get(f"{protocol.method_a}_vs_{protocol.method_b}")
+    if block and block["crossed"]:
+        return _from_win_rate(block["crossed"], protocol)
+    return _from_metric(comparison["metrics"].get(protocol.effect_size_metric), protocol)
+
+
+def _from_win_rate(crossed: Mapping[str, Any], protocol: ProtocolParameters) -> Block:
+    low, high = widest(crossed)
+    verdict = judge_difference(
+        None if low is None else low - 0.5, None if high is None else high - 0.5, protocol.margin
+    )
+    return {
+        "metric": "win_rate",
+        "primary": True,
+        "word": verdict.word,
+        "phrase": verdict.phrase,
+        "estimate": crossed["estimate"],
+        "low": low,
+        "high": high,
+        "interval": "the wider end of the intervals over prompts and over seeds",
+        "n": crossed["seeds"],
+        "margin": protocol.margin,
+        "reason": None if low is not None else crossed["reason"],
+    }
+
+
+def _from_metric(metric: Mapping[str, Any] | None, protocol: ProtocolParameters) -> Block:
+    """Nothing was judged: the effect-size metric's difference stands in, and says that it does."""
+    nothing: Block = {"estimate": None, "low": None, "high": None, "reason": "no run to compare"}
+    difference: Block = metric["difference"] if metric else nothing
+    better = metric["higher_is_better"] if metric else True
+    verdict = judge_difference(difference["low"], difference["high"], protocol.effect_size_margin, better)
+    return {
+        "metric": protocol.effect_size_metric,
+        "primary": False,
+        "word": verdict.word,
+        "phrase": verdict.phrase,
+        "estimate": difference["estimate"],
+        "low": difference["low"],
+        "high": difference["high"],
+        "interval": "over seeds",
+        "n": min(metric["n"].values()) if metric else 0,
+        "margin": protocol.effect_size_margin,
+        "reason": difference["reason"],
+    }
+
+
+def limits(comparison: Mapping[str, Any], protocol: ProtocolParameters) -> Block:
+    """What the number of seeds can and cannot show."""
+    block = comparison["metrics"].get(protocol.effect_size_metric)
+    n = min(block["n"].values()) if block else 0
+    floors = [block[test]["floor"] for test in ("permutation", "sign_flip")] if block else [None, None]
+    effect = block["cohens_d"] if block else {"d_low": None, "d_high": None}
+    return {
+        "seeds": n,
+        "sentences": what_seeds_show(n, protocol.alpha, protocol.power, floors),
+        "magnitude": magnitude_phrase(
+            effect["d_low"], effect["d_high"], name_of(protocol.method_a), name_of(protocol.method_b)
+        ),
+    }
+
+
+def not_estimable(
+    comparison: Mapping[str, Any], missing: Sequence[str], left_out: Mapping[RunKey, str]
+) -> list[Block]:
+    """Everything that has no number, and why."""
+    rows: list[Block] = [{"what": name, "reason": "planned, but no such run was found"} for name in missing]
+    rows += [{"what": key.name, "reason": f"left out: {why}"} for key, why in left_out.items()]
+    for name, block in comparison["win_rates"].items():
+        what = f"win rate {name.replace('_vs_', ' v ')}"
+        if block is None:
+            rows.append({"what": what, "reason": "not judged"})
+        elif block["crossed"] is None:
+            rows.append({"what": what, "reason": "no prompt has a verdict in every seed"})
+        elif block["crossed"]["reason"]:
+            rows.append({"what": what, "reason": block["crossed"]["reason"]})
+    parts = {"difference": "interval of the difference", "cohens_d": "Cohen's d", "paired": "paired d_z"}
+    for name, block in comparison["metrics"].items():
+        for part, label in parts.items():
+            if block[part]["reason"] and (name, part) != ("win_rate", "cohens_d"):
+                rows.append({"what": f"{name}: {label}", "reason": block[part]["reason"]})
+    if not comparison["metrics"]:
+        rows.append({"what": "every metric", "reason": "no finished run of either method"})
+    return rows

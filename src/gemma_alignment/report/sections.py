@@ -1,0 +1,218 @@
+"""The parts of the report that describe: judge, models, answers, protocol, limits."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gemma_alignment.report.formatting import (
+    NONE,
+    name_of,
+    number,
+    p_value,
+    pair_name,
+    percent,
+    percent_bounds,
+)
+from gemma_alignment.report.html import Column, Content, Html, details, h, join, paragraphs, table
+from gemma_alignment.report.metrics import METRICS
+from gemma_alignment.report.runs import SFT, Run, RunKey
+from gemma_alignment.report.wording import JUDGE_COMMANDS, how_to_judge
+
+Block = Mapping[str, Any]
+
+
+def facts(pairs: Sequence[tuple[str, Content]]) -> Html:
+    """Names and values, those without a value left out."""
+    return h(
+        "dl", *(join([h("dt", name), h("dd", value)]) for name, value in pairs if value not in (None, ""))
+    )
+
+
+def judge_card(judge: Block) -> Html:
+    """What is known of the judge, or how to have the answers judged."""
+    if not judge["judged"]:
+        why = f" ({judge['reason']})" if judge.get("reason") else ""
+        return join([h("p", f"Not judged{why}."), h("p", how_to_judge()), h("pre", JUDGE_COMMANDS)])
+    kappa, twice = judge.get("kappa_between_orders") or {}, judge.get("same_slot_twice") or {}
+    longer = judge.get("longer_answer") or {}
+    first = f"{percent(judge.get('first_slot_share'))} (binomial p {p_value(judge.get('first_slot_p'))})"
+    same = f"first {twice.get('first')}, second {twice.get('second')} (p {p_value(twice.get('p'))})"
+    longer_won = f"{percent(longer.get('share'))} of {longer.get('decided')} decided pairs"
+    return facts(
+        [
+            ("Judge", ", ".join(dict.fromkeys([str(judge.get("kind")), *judge.get("models", [])]))),
+            ("Prompt version", ", ".join(judge.get("prompt_versions", []))),
+            ("Pairs judged", f"{judge.get('pairs')}, identical answers {judge.get('identical_answers', 0)}"),
+            ("Same winner in both orders", percent(judge.get("consistency"))),
+            ("Kappa between the orders", number(kappa.get("kappa"), 2)),
+            ("Answer shown first chosen", first),
+            ("Same slot in both orders", same if twice else None),
+            ("The longer answer won", longer_won if longer.get("decided") else None),
+            ("Replies that are no verdict", str(judge.get("unparsed", NONE))),
+            ("Pairs without a result", str(judge.get("missing_pairs", NONE))),
+            ("Questions with a known answer", _canaries(judge.get("canaries") or {})),
+            ("Calls and cost", f"{judge.get('calls', 0):,}, {judge.get('cost', 0):.2f} US dollars"),
+        ]
+    )
+
+
+def _canaries(canaries: Block) -> str | None:
+    right = [f"{sort}: {r['right']} of {r['asked']} right" for sort, r in canaries.items() if r.get("asked")]
+    return "; ".join(right) or None
+
+
+def shared_models(comparison: Block) -> Html | None:
+    """The cards of the two models that every arm shares."""
+    reward, sft = comparison["reward_model"], comparison["sft"]
+    if not reward and not sft:
+        return None
+    accuracy = percent(reward.get("reward_model/accuracy"))
+    interval = percent_bounds(
+        reward.get("reward_model/accuracy_low"), reward.get("reward_model/accuracy_high")
+    )
+    merge = sft.get("sft/merge_max_logit_diff")
+    return facts(
+        [
+            (
+                "Reward model prefers the chosen answer",
+                f"{accuracy} of held-out pairs ({interval})" if reward else None,
+            ),
+            ("Reward model, last loss", _known(reward, "reward_model/loss")),
+            ("SFT, held-out perplexity before", _known(sft, "sft/perplexity_before")),
+            ("SFT, held-out perplexity after", _known(sft, "sft/perplexity_after")),
+            ("SFT, last loss", _known(sft, "sft/loss")),
+            ("Largest change of a logit by merging", None if merge is None else f"{merge:.1e}"),
+        ]
+    )
+
+
+def _known(values: Block, key: str) -> str | None:
+    return number(values[key]) if key in values else None
+
+
+def answers(runs: Mapping[RunKey, Run], families: Sequence[str], most: int, length: int) -> Html | None:
+    """The first prompts of the file with the answers of the SFT model and of one seed of each method."""
+    seeds = [
+        {k.seed for k, r in runs.items() if k.family == f and k.seed is not None and r.responses}
+        for f in families
+    ]
+    common = sorted(set.intersection(*seeds)) if seeds else []
+    systems = [RunKey(SFT, None)] if runs.get(RunKey(SFT, None), Run(RunKey(SFT, None))).responses else []
+    systems += [RunKey(f, common[0]) for f in families] if common else []
+    if not systems or not most:
+        return None
+    tables = [{str(row["prompt_id"]): row for row in runs[key].responses} for key in systems]
+    prompts = [p for p in tables[0] if all(p in one for one in tables)][:most]
+    columns = [Column("Prompt"), *(Column(name_of(key.family)) for key in systems)]
+    rows = [
+        [cut(str(tables[0][p]["prompt"]), length), *(_answer(one[p], length) for one in tables)]
+        for p in prompts
+    ]
+    seed = f", seed {common[0]}" if common else ""
+    search = h(
+        "input", type="search", id="search", placeholder="Search in prompts and answers", aria_label="Search"
+    )
+    note = h(
+        "p",
+        f"The first {len(prompts)} held-out prompts in file order{seed}; none is picked by hand.",
+        class_="note",
+    )
+    count = h("span", "", id="search-count", class_="note", role="status")
+    return join(
+        [note, h("p", search, " ", count, class_="no-print"), h("div", table(columns, rows), id="answers")]
+    )
+
+
+def _answer(row: Block, length: int) -> Html:
+    parts = [f"score {number(row.get('reward_model_score'), 2)}"]
+    if row.get("gold_score") is not None:
+        parts.append(f"true quality {number(row['gold_score'], 1)}")
+    parts.append(f"{row.get('num_tokens')} tokens" + ("" if row.get("ended", True) else ", cut off"))
+    return join(
+        [h("span", cut(str(row["response"]), length), class_="answer"), h("small", " · ".join(parts))]
+    )
+
+
+def cut(text: str, length: int) -> str:
+    """At most so many characters, with a mark where the rest is missing."""
+    return text if len(text) <= length else f"{text[:length].rstrip()} […]"
+
+
+def other_runs(comparison: Block) -> Html | None:
+    """Runs of other methods and variants: described, not tested."""
+    protocol = comparison["protocol"]
+    families: dict[str, list[Block]] = defaultdict(list)
+    for row in comparison["runs"]:
+        if row["family"] not in (protocol["method_a"], protocol["method_b"]) and row["final"]:
+            families[row["family"]].append(row)
+    if not families:
+        return None
+    names = [n for n in METRICS if any(n in row["final"] for rows in families.values() for row in rows)]
+    columns = [Column("Run"), Column("seeds", True), *(Column(METRICS[n].label, True) for n in names)]
+    rows = [
+        [name_of(f), str(len(found)), *(_range(found, n) for n in names)] for f, found in families.items()
+    ]
+    return table(columns, rows)
+
+
+def _range(rows: Sequence[Block], name: str) -> Html | str:
+    values = [row["final"][name] for row in rows if name in row["final"]]
+    if not values:
+        return NONE
+    decimals = METRICS[name].decimals
+    mean = number(sum(values) / len(values), decimals)
+    spread = (
+        f"{number(min(values), decimals)} to {number(max(values), decimals)}" if len(values) > 1 else None
+    )
+    return join([h("b", mean), h("small", spread) if spread else None])
+
+
+def protocol(comparison: Block) -> Html:
+    """What was fixed beforehand, and whether the runs kept to it."""
+    fixed = comparison["protocol"]
+    a, b = fixed["method_a"], fixed["method_b"]
+    described = facts(
+        [
+            ("Comparison", f"{pair_name(a, b)}; differences are {name_of(a)} − {name_of(b)}"),
+            ("Seeds planned", ", ".join(str(s) for s in fixed["seeds"])),
+            ("Stopping rule", "all planned seeds of both methods, no earlier and no later"),
+            ("Primary outcome", f"head-to-head win rate, margin ±{percent(fixed['margin'], 0)}"),
+            ("Effect size", f"Cohen’s d of {fixed['effect_size_metric']}, unpaired, pooled sd"),
+            ("Secondary family", ", ".join(fixed["secondary_metrics"]) + " (Holm)"),
+            ("Confidence", percent(fixed["confidence"], 0)),
+            ("Judged policy", "the last iterate; no checkpoint is selected"),
+            ("Fingerprint of this protocol", h("code", fixed["fingerprint"])),
+        ]
+    )
+    marks = {True: "held", False: "NOT held", None: "not known"}
+    rows = [
+        [
+            str(one["check"]),
+            h("span", marks[one["held"]], class_=f"held-{one['held']}".lower()),
+            str(one["detail"]),
+        ]
+        for one in comparison["equal"]
+    ]
+    return join(
+        [described, table([Column("What is held equal"), Column("in these runs"), Column("detail")], rows)]
+    )
+
+
+def limits(comparison: Block) -> Html:
+    """What the seeds can and cannot show, and everything without a number."""
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for row in comparison["not_estimable"]:
+        by_reason[row["reason"]].append(row["what"])
+    shown = paragraphs(comparison["limits"]["sentences"])
+    if not by_reason:
+        return shown
+    rows = [[reason, "; ".join(what)] for reason, what in by_reason.items()]
+    listed = table([Column("Reason"), Column("What has no number for it")], rows)
+    return join(
+        [shown, details(f"Not estimable: {len(comparison['not_estimable'])}", listed, open_=len(rows) < 6)]
+    )
+
+
+def software(comparison: Block) -> Html:
+    """Versions behind this report."""
+    return facts([(name, version) for name, version in comparison["versions"].items()])

@@ -1,0 +1,259 @@
+"""The tables of the comparison of two methods."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gemma_alignment.report.formatting import (
+    NONE,
+    bounds,
+    name_of,
+    number,
+    p_value,
+    pair_name,
+    percent,
+    percent_bounds,
+    signed,
+)
+from gemma_alignment.report.html import Column, Content, Html, h, join, table
+from gemma_alignment.report.metrics import COSTS, METRICS
+from gemma_alignment.report.wording import reading
+
+Block = Mapping[str, Any]
+
+
+def results(comparison: Block) -> Html:
+    """Every metric: each seed of both methods, the SFT model, difference, d, and what may be said."""
+    protocol = comparison["protocol"]
+    a, b = protocol["method_a"], protocol["method_b"]
+    columns = [
+        Column("Metric"),
+        Column(name_of(a), True, "mean over seeds; each seed below it"),
+        Column(name_of(b), True, "mean over seeds; each seed below it"),
+        Column("SFT", True, "where both start"),
+        Column("Difference", True, f"{name_of(a)} − {name_of(b)}, Welch interval over seeds"),
+        Column("Cohen’s d", True, "pooled sd, noncentral-t interval over seeds"),
+        Column("Reading", title="from the interval, and Holm’s p in the secondary family"),
+    ]
+    rows = [
+        [
+            metric_name(block),
+            _arm(name, block, a),
+            _arm(name, block, b),
+            number(comparison["baseline"].get(name), _decimals(name)),
+            _with_interval(block["difference"], "estimate", "", _decimals(name)),
+            _with_interval(block["cohens_d"], "d", "d_", 2),
+            reading(block, protocol),
+        ]
+        for name, block in comparison["metrics"].items()
+        if block["role"] != "descriptive" and name != "win_rate"
+    ]
+    return table(columns, rows)
+
+
+def metric_name(block: Block) -> Html:
+    """Label, unit, and an arrow to the better side."""
+    arrow = {True: "↑", False: "↓", None: None}[block["higher_is_better"]]
+    better = "higher is better" if block["higher_is_better"] else "lower is better"
+    return join(
+        [
+            block["label"],
+            h("span", f" {arrow}", title=better, class_="arrow") if arrow else None,
+            h("small", block["unit"]) if block["unit"] else None,
+        ]
+    )
+
+
+def _arm(name: str, block: Block, family: str) -> Html:
+    seeds = block["per_seed"].get(family, {})
+    shown = " · ".join(number(v, _decimals(name)) for v in seeds.values())
+    title = ", ".join(f"seed {s}: {number(v, _decimals(name))}" for s, v in seeds.items())
+    mean = number(block["mean"].get(family), _decimals(name))
+    return join([h("b", mean), h("small", shown, title=title) if seeds else None])
+
+
+def _with_interval(part: Block, key: str, prefix: str, decimals: int) -> Html:
+    if part[key] is None:
+        return h("span", NONE, title=part["reason"])
+    interval = bounds(part[f"{prefix}low"], part[f"{prefix}high"], decimals)
+    return join([h("b", signed(part[key], decimals)), h("small", interval, title=part["reason"])])
+
+
+def _decimals(name: str) -> int:
+    metric = METRICS.get(name) or COSTS.get(name)
+    return metric.decimals if metric else 3
+
+
+def significance(comparison: Block) -> Html:
+    """Welch, Holm and the two exact tests, with what each can reach."""
+    columns = [
+        Column("Metric"),
+        Column("Welch t", True),
+        Column("df", True),
+        Column("p", True),
+        Column("p, Holm", True, "over the secondary family, from Welch’s p"),
+        Column("p, permutation", True),
+        Column("p, sign flip", True),
+        Column("Hedges’ g", True, "d without its bias at few seeds"),
+        Column("80% power from d", True),
+        Column("seeds if d is true", True, "seeds a method that the d seen here would need"),
+    ]
+    rows = [
+        [
+            metric_name(block),
+            number(block["welch"]["statistic"], 2),
+            number(block["welch"]["df"], 2),
+            p_value(block["welch"]["p"]),
+            p_value(block.get("holm_p")),
+            p_value(block["permutation"]["p"], block["permutation"]["floor"]),
+            p_value(block["sign_flip"]["p"], block["sign_flip"]["floor"]),
+            _with_interval(block["cohens_d"], "g", "g_", 2),
+            number(block["power"]["least_d"], 2),
+            number(block["power"]["seeds_needed_for_d_seen"], 0),
+        ]
+        for block in comparison["metrics"].values()
+    ]
+    return table(columns, rows)
+
+
+def paired(comparison: Block) -> Html:
+    """Pairs of one seed: another scale than d, so a table of its own."""
+    columns = [
+        Column("Metric"),
+        Column("pairs", True),
+        Column("mean difference", True),
+        Column("d_z", True),
+        Column("g_z", True),
+    ]
+    rows: list[list[Content]] = []
+    for name, block in comparison["metrics"].items():
+        pair = block["paired"]
+        rows.append(
+            [
+                metric_name(block),
+                str(len(pair["seeds"])),
+                _with_interval(pair["difference"], "estimate", "", _decimals(name)),
+                _with_interval(pair, "d_z", "d_z_", 2),
+                _with_interval(pair, "g_z", "g_z_", 2),
+            ]
+        )
+    return table(columns, rows)
+
+
+def win_rates(comparison: Block) -> Html:
+    """The rate of each pair over all seeds, with an interval for each kind of repetition."""
+    columns = [
+        Column("Pair"),
+        Column("wins / ties / losses", True, "all seeds together"),
+        Column("rate", True, "a tie counts one half; prompts with a verdict in every seed"),
+        Column("new prompts, these models", True, "clustered by prompt; below it the bootstrap over prompts"),
+        Column("new seeds, these prompts", True, "Student’s t over the seeds’ rates"),
+        Column("new prompts and seeds", True, "two-way clustered: wide"),
+        Column("seeds × prompts", True),
+    ]
+    blocks = [block for block in comparison["win_rates"].values() if block and block["crossed"]]
+    return table(columns, [_all_seeds(block) for block in blocks])
+
+
+def _all_seeds(block: Block) -> list[Content]:
+    total, crossed = block["total"], block["crossed"]
+    prompts, bootstrap, seeds, both = (
+        percent_bounds(crossed[kind]["low"], crossed[kind]["high"])
+        for kind in ("over_prompts", "over_prompts_bootstrap", "over_seeds", "over_both")
+    )
+    return [
+        pair_name(block["a"], block["b"]),
+        f"{total['wins']} / {total['ties']} / {total['losses']}",
+        h("b", percent(crossed["estimate"])),
+        join([prompts, h("small", f"bootstrap {bootstrap}") if bootstrap != NONE else None]),
+        seeds,
+        both,
+        f"{crossed['seeds']} × {crossed['prompts']}",
+    ]
+
+
+def win_rates_by_seed(comparison: Block) -> Html:
+    """Wins, ties and losses of each pair in each seed: the unit of resampling is the prompt."""
+    columns = [
+        Column("Pair"),
+        Column("seed", True),
+        Column("wins / ties / losses", True),
+        Column("rate", True, "a tie counts one half"),
+        Column("tie-aware interval", True, "over the prompts of this seed"),
+        Column("decided", True, "wins among what was decided, Wilson interval"),
+        Column("sign test p", True),
+        Column("missing", True, "and the rate if all of them were lost or won"),
+    ]
+    blocks = [block for block in comparison["win_rates"].values() if block]
+    return table(columns, [_one_seed(b, seed, one) for b in blocks for seed, one in b["per_seed"].items()])
+
+
+def _one_seed(block: Block, seed: str, one: Block) -> list[Content]:
+    missing = str(one["missing"])
+    if one["missing"]:
+        missing += f" ({percent_bounds(one['rate_if_missing_lost'], one['rate_if_missing_won'])})"
+    decided = join(
+        [percent(one["decisive_rate"]), h("small", percent_bounds(one["decisive_low"], one["decisive_high"]))]
+    )
+    interval = percent_bounds(one["low"], one["high"])
+    if one["decisive_rate"] is None and one["half_count_low"] is not None:
+        halves = percent_bounds(one["half_count_low"], one["half_count_high"])
+        interval = f"{halves} (all ties: Wilson on half counts)"
+    return [
+        pair_name(block["a"], block["b"]),
+        seed,
+        f"{one['wins']} / {one['ties']} / {one['losses']}",
+        percent(one["rate"]),
+        interval,
+        decided,
+        p_value(one["sign_test_p"]),
+        missing,
+    ]
+
+
+def final_answers(comparison: Block) -> Html | None:
+    """Metrics of the final answers, with an interval over prompts and one over seeds."""
+    protocol = comparison["protocol"]
+    a, b = protocol["method_a"], protocol["method_b"]
+    columns = [
+        Column("Metric"),
+        Column(name_of(a), True),
+        Column(name_of(b), True),
+        Column("SFT", True),
+        Column("difference", True),
+        Column("new prompts, these models", True),
+        Column("new seeds, these prompts", True),
+    ]
+    rows = []
+    for name, block in comparison["metrics"].items():
+        over = block.get("over_prompts")
+        if not over:
+            continue
+        decimals = _decimals(name)
+        rows.append(
+            [
+                metric_name(block),
+                _arm(name, block, a),
+                _arm(name, block, b),
+                number(comparison["baseline"].get(name), decimals),
+                signed(over["estimate"], decimals),
+                bounds(over["over_prompts"]["low"], over["over_prompts"]["high"], decimals),
+                bounds(over["over_seeds"]["low"], over["over_seeds"]["high"], decimals),
+            ]
+        )
+    return table(columns, rows) if rows else None
+
+
+def costs(comparison: Block) -> Html:
+    """What each method took: mean over seeds and each seed."""
+    protocol = comparison["protocol"]
+    families = (protocol["method_a"], protocol["method_b"])
+    columns = [Column("Cost"), *(Column(name_of(f), True) for f in families)]
+    rows = [
+        [
+            join([block["label"], h("small", block["unit"]) if block["unit"] else None]),
+            *(_arm(name, block, family) for family in families),
+        ]
+        for name, block in comparison["costs"].items()
+        if any(block["per_seed"].values())
+    ]
+    return table(columns, rows)

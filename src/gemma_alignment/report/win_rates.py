@@ -1,0 +1,102 @@
+"""From resolved comparisons to win rates: a seed at a time, and over seeds x prompts."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Literal
+
+import numpy as np
+
+from gemma_alignment.parameters.reporting import ProtocolParameters
+from gemma_alignment.report.comparing import Block, crossed_block
+from gemma_alignment.report.runs import SFT, RunKey, parse_key
+from gemma_alignment.statistics.power import prompts_needed
+from gemma_alignment.statistics.win_rate import crossed, summarize
+
+Result = Literal["win", "tie", "loss"]
+Outcomes = Mapping[tuple[str, str, str], Result | None]
+"""(system A, system B, prompt id) -> the result for A; None where a verdict is missing."""
+
+BySeedAndPrompt = dict[int, dict[str, Result | None]]
+
+POINTS: dict[str, float] = {"win": 1.0, "tie": 0.5, "loss": 0.0}
+MIRROR: dict[Result, Result] = {"win": "loss", "tie": "tie", "loss": "win"}
+
+
+def results_between(outcomes: Outcomes, a: str, b: str) -> BySeedAndPrompt:
+    """The results of family ``a`` against family ``b`` (or the SFT model), by seed and prompt.
+
+    Methods meet within a seed; the SFT model meets every seed. Rows that name the two the other
+    way round are turned.
+    """
+    found: BySeedAndPrompt = {}
+    for (first, second, prompt), result in outcomes.items():
+        left, right = parse_key(first), parse_key(second)
+        if left is None or right is None:
+            continue
+        if _meets(left, right, a, b):
+            seed = left.seed
+        elif _meets(right, left, a, b):
+            seed, result = right.seed, None if result is None else MIRROR[result]  # noqa: PLW2901
+        else:
+            continue
+        if seed is not None:
+            found.setdefault(seed, {})[prompt] = result
+    return found
+
+
+def _meets(left: RunKey, right: RunKey, a: str, b: str) -> bool:
+    return left.family == a and right.family == b and right.seed in (left.seed, None)
+
+
+def win_rate_block(
+    results: BySeedAndPrompt,
+    names: tuple[str, str],
+    protocol: ProtocolParameters,
+    generator: np.random.Generator,
+    draws: int,
+) -> Block | None:
+    """Everything of one pair of systems; None where nothing of it was judged."""
+    per_seed = {str(seed): _one_seed(results[seed], protocol.confidence) for seed in sorted(results)}
+    judged = sorted(s for s in results if per_seed[str(s)]["rate"] is not None)
+    if not judged:
+        return None
+    prompts = [p for p in results[judged[0]] if all(results[s].get(p) is not None for s in judged)]
+    block: Block = {
+        "a": names[0],
+        "b": names[1],
+        "per_seed": per_seed,
+        "total": {k: sum(one[k] for one in per_seed.values()) for k in ("wins", "ties", "losses", "missing")},
+        "prompts_left_out_of_crossed": len({p for s in judged for p in results[s]}) - len(prompts),
+        "crossed": None,
+    }
+    if prompts:
+        scores = np.array([[POINTS[results[s][p] or ""] for p in prompts] for s in judged])
+        rate = crossed(scores, protocol.confidence)
+        block["crossed"] = crossed_block(rate, scores, protocol, generator, draws)
+        needed = None if rate.rate is None else prompts_needed(rate.rate, protocol.power, protocol.alpha)
+        block["prompts_needed_for_rate_seen"] = needed
+    return block
+
+
+def _one_seed(results: Mapping[str, Result | None], confidence: float) -> dict[str, Any]:
+    values = list(results.values())
+    summary = summarize(values.count("win"), values.count("tie"), values.count("loss"), confidence)
+    missing = values.count(None)
+    points = summary.wins + summary.ties / 2.0
+    return {
+        **asdict(summary),
+        "missing": missing,
+        "rate_if_missing_lost": points / len(values) if missing else None,
+        "rate_if_missing_won": (points + missing) / len(values) if missing else None,
+        "unit_of_resampling": "prompt",
+        "method": "tie-aware score interval; Wilson for the decisive rate",
+    }
+
+
+def pairs_to_report(method_a: str, method_b: str) -> dict[str, tuple[str, str]]:
+    """The three pairs of the report, by name."""
+    return {
+        f"{method_a}_vs_{method_b}": (method_a, method_b),
+        f"{method_a}_vs_{SFT}": (method_a, SFT),
+        f"{method_b}_vs_{SFT}": (method_b, SFT),
+    }
