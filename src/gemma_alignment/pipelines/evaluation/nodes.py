@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 Partitions = Mapping[str, Callable[[], Any]]
+BROKEN = ("failed", "killed")
+"""A run that ended so may have left the responses of an earlier one."""
 EffectiveKind = Literal["rubric", "openai", "recorded", "none"]
 
 
@@ -40,9 +42,11 @@ def select_pairs(
     """
     settings = build(EvaluationParameters, parameters, "evaluation")
     partitions = select_systems(list(responses), settings.methods, settings.seeds)
-    met = pair_systems(list(partitions), settings.against_sft)
+    cards = _cards(run_cards, partitions)
+    systems = [system for system in partitions if cards[system].get("status") not in BROKEN]
+    met = pair_systems(systems, settings.against_sft)
     taking_part = list(dict.fromkeys(system for pair in met for system in pair))
-    check_shared_models(_fingerprints(run_cards, taking_part))
+    check_shared_models({system: cards[system].get("fingerprints") or {} for system in taking_part})
     answers = {system: Answers.of(system, responses[partitions[system]]()) for system in taking_part}
     pairs = []
     for a, b in met:
@@ -137,12 +141,17 @@ def _gold_score() -> Callable[[str, str], float]:
     return gold_score
 
 
-def _fingerprints(run_cards: Partitions, systems: Sequence[System]) -> dict[System, Mapping[str, str]]:
-    loaders = {system: load for partition, load in run_cards.items() if (system := System.of(partition))}
-    unchecked = [system.name for system in systems if system not in loaders and system.seed is not None]
+def _cards(run_cards: Partitions, systems: Iterable[System]) -> dict[System, Row]:
+    """The ``run.json`` of each system, empty where there is none."""
+    loaders = {System.of(partition): load for partition, load in run_cards.items()}
+    cards = {system: loaders[system]() if system in loaders else {} for system in systems}
+    unchecked = [system.name for system, card in cards.items() if not card and system.seed is not None]
     if unchecked:
         logger.warning("No run.json, so SFT and reward model go unchecked: %s.", ", ".join(unchecked))
-    return {system: loaders[system]().get("fingerprints") or {} for system in systems if system in loaders}
+    for system, card in cards.items():
+        if card.get("status") in BROKEN:
+            logger.warning("%s is left out: its run.json says %s.", system.name, card["status"])
+    return cards
 
 
 def _settings(settings: JudgeParameters, kind: EffectiveKind) -> dict[str, object]:
