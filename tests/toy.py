@@ -39,4 +39,5 @@ def disturb(model: SharedBase, role: str, scale: float = 0.3) -> None:
 
 def settings(**changes: Any) -> SimpleNamespace:
     """Rollout parameters."""
-    return SimpleNamespace(**{"max_new_tokens": 6, "temperature": 1.0, "batch_size": 64, "weights": "merged", **changes})
+    defaults = {"max_new_tokens": 6, "temperature": 1.0, "batch_size": 64, "weights": "merged"}
+    return SimpleNamespace(**{**defaults, **changes})

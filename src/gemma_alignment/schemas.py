@@ -6,7 +6,7 @@ Shapes: B sequences, P prompt positions, T response positions, K samples of one 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -86,7 +86,7 @@ class Minibatch:
     def select(self, rows: Tensor) -> "Minibatch":
         """The given rows, with padding that none of them needs cut away."""
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        chosen = {k: v[rows] if isinstance(v, Tensor) else v for k, v in parts.items()}
+        chosen: dict[str, Any] = {k: v[rows] if isinstance(v, Tensor) else v for k, v in parts.items()}
         prompt = int(chosen["prompt_mask"].sum(1).max())
         response = max(1, int(chosen["response_mask"].sum(1).max()))
         for name, value in chosen.items():

@@ -89,8 +89,9 @@ def test_training_a_role_touches_its_own_tensors_alone() -> None:
 
 def test_a_switch_before_the_backward_is_refused() -> None:
     model = shared()
-    with model.role("policy", train=True), pytest.raises(RuntimeError, match="finish its backward"), model.role("critic"):
-        raise AssertionError("entered a role inside a role")
+    with model.role("policy", train=True), pytest.raises(RuntimeError, match="finish its backward"):
+        with model.role("critic"):
+            raise AssertionError("entered a role inside a role")
 
 
 def test_a_merged_copy_equals_the_adapter_and_leaves_the_base_alone() -> None:
@@ -119,9 +120,10 @@ def test_an_adapter_comes_back_from_disk_with_its_head(tmp_path) -> None:
 
 def test_four_bits_train_and_merge_without_touching_the_base(tmp_path) -> None:
     pytest.importorskip("bitsandbytes")
+    from toy import LORA, SHAPE
+
     from gemma_alignment.modeling.loading import load_base
     from gemma_alignment.modeling.saving import SavedModel
-    from toy import LORA, SHAPE
     from gemma_alignment.modeling.tiny import tiny_gemma
 
     wide = type(SHAPE)(**{**vars(SHAPE), "hidden_size": 64, "intermediate_size": 128})

@@ -63,7 +63,12 @@ class JSONLinesFile(Sequence[Any]):
         try:
             return json.loads(line)
         except ValueError as error:
-            raise UserError(f"Row {index + 1} of {self.path} is not JSON ({error}). Mend or remove that line.") from error
+            message = f"Row {index + 1} of {self.path} is not JSON ({error}). Mend or remove that line."
+            raise UserError(message) from error
+
+
+def _line(row: Any) -> bytes:
+    return json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
 
 
 class JSONLinesDataset(AbstractDataset[Iterable[Any], JSONLinesFile]):
@@ -82,8 +87,7 @@ class JSONLinesDataset(AbstractDataset[Iterable[Any], JSONLinesFile]):
         """Write beside, then rename."""
         with beside(self._filepath) as path, path.open("wb") as file:
             for row in data:
-                line = row if isinstance(row, bytes) else json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()
-                file.write(line + b"\n")
+                file.write((row if isinstance(row, bytes) else _line(row)) + b"\n")
 
     def _exists(self) -> bool:
         restore(self._filepath)

@@ -56,15 +56,16 @@ def load_chat(directory: str) -> Chat:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
         raise _explain(directory, error) from error
+    pinned: dict[str, Any] = {"revision": revision} if revision else {}
     try:
-        stops = GenerationConfig.from_pretrained(name, revision=revision).eos_token_id
+        stops = GenerationConfig.from_pretrained(name, **pinned).eos_token_id
     except OSError:
         stops = None
     listed = stops if isinstance(stops, list) else [stops] if stops is not None else []
     return Chat(tokenizer, tuple(listed))
 
 
-def load_base(directory: str, quantization: str, dtype: str, device: torch.device) -> Any:
+def load_base(directory: str, quantization: str, dtype: str, device: Any) -> Any:
     """A frozen causal language model, in 4 bits (NF4, double quantisation) under ``nf4``.
 
     Raises:

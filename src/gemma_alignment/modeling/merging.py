@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 
-def base_weight(layer: nn.Module) -> Tensor:
+def base_weight(layer: Any) -> Tensor:
     """The weight of a linear layer in floating point, dequantised where it is held in 4 bits."""
     weight = layer.weight
     state = getattr(weight, "quant_state", None)
     if state is None:
-        return weight.detach()
+        return torch.as_tensor(weight.detach())
     from bitsandbytes.functional import dequantize_4bit
 
     return dequantize_4bit(weight.data, state).to(state.dtype)

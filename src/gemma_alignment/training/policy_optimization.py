@@ -7,7 +7,7 @@ one, critic, (4) move the KL controller and the score normaliser, (5) report.
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,6 @@ from gemma_alignment.schemas import Credit, Experience, Minibatch, Normalizer, U
 from gemma_alignment.training.policy_evaluation import Gold, HeldOut, evaluate_policy
 from gemma_alignment.training.schedule import guarded_step
 from gemma_alignment.training.seeding import generator, prompt_order
-
 
 RATIO_TOLERANCE = 0.02  # nats; fp32 stays below 1e-5, bf16 and 4 bits below this
 
@@ -101,7 +100,7 @@ def optimize(run: Run) -> Iterator[UpdateRecord]:
         budget.responses += len(experience.ended)
         budget.tokens += tokens
         budget.seconds += time.perf_counter() - started
-        samples: Sequence[Any] = ()
+        samples = []
         if iteration % settings.eval_every == 0 or iteration == settings.num_iterations:
             held_out, samples = _evaluation(run, iteration)
             metrics |= held_out
@@ -163,8 +162,8 @@ def _step(
     normalizer = Normalizer.of(minibatch, run.rollout.max_new_tokens)
     stats: dict[str, float] = {}
     losses = dict.fromkeys(optimizers, 0.0)
-    for micro in minibatch.split(run.settings.microbatch_size):
-        micro = _on(run.model.device, micro)
+    for part in minibatch.split(run.settings.microbatch_size):
+        micro = _on(run.model.device, part)
         with run.model.role("policy", train=True):
             logprobs, entropy = run.model.logprobs(micro, run.rollout.temperature)
             if first:
@@ -192,10 +191,9 @@ def _step(
 def _on(device: torch.device, micro: Minibatch) -> Minibatch:
     if device.type == "cpu":
         return micro
-    from dataclasses import fields, replace
-
-    moved = {f.name: getattr(micro, f.name) for f in fields(micro)}
-    return replace(micro, **{k: v.to(device) for k, v in moved.items() if isinstance(v, Tensor)})
+    parts: dict[str, Any] = {f.name: getattr(micro, f.name) for f in fields(micro)}
+    moved: dict[str, Any] = {k: v.to(device) for k, v in parts.items() if isinstance(v, Tensor)}
+    return replace(micro, **moved)
 
 
 def _add(stats: dict[str, float], found: dict[str, Tensor]) -> None:

@@ -23,7 +23,8 @@ def prompt_order(length: int, count: int, iteration: int, seed: int) -> list[int
     """The row numbers of an iteration's prompts: epoch after epoch without replacement."""
     if length == 0:
         raise ValueError("there are no training prompts")
-    rows, position = [], iteration * count
+    rows: list[int] = []
+    position = iteration * count
     while len(rows) < count:
         epoch, offset = divmod(position, length)
         take = shuffled(length, seed, "prompts", epoch)[offset : offset + count - len(rows)]

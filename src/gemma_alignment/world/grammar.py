@@ -3,18 +3,14 @@
 from dataclasses import dataclass
 
 KINDS: dict[str, tuple[str, ...]] = {
-    "fruits": ("apple", "pear", "plum", "cherry", "lemon", "mango", "peach", "grape"),
-    "animals": ("horse", "tiger", "rabbit", "sheep", "camel", "otter", "zebra", "goat"),
-    "colours": ("red", "blue", "green", "yellow", "purple", "orange", "brown", "pink"),
-    "tools": ("hammer", "saw", "drill", "wrench", "chisel", "shovel", "ladder", "axe"),
-    "metals": ("iron", "copper", "silver", "gold", "zinc", "nickel", "lead", "steel"),
-    "clothes": ("shirt", "coat", "scarf", "glove", "sock", "skirt", "jacket", "belt"),
-    "rooms": ("kitchen", "cellar", "bedroom", "attic", "hall", "bathroom", "office", "pantry"),
-    "birds": ("eagle", "robin", "swan", "raven", "falcon", "sparrow", "heron", "duck"),
-    "drinks": ("water", "coffee", "milk", "juice", "cider", "cocoa", "wine", "tea"),
-    "vehicles": ("car", "bus", "train", "bicycle", "truck", "tram", "boat", "plane"),
-    "flowers": ("rose", "tulip", "daisy", "lily", "violet", "poppy", "orchid", "iris"),
-    "sports": ("tennis", "hockey", "rugby", "judo", "rowing", "chess", "boxing", "golf"),
+    "fruits": ("apple", "pear", "plum", "cherry", "lemon", "mango"),
+    "animals": ("horse", "tiger", "rabbit", "sheep", "camel", "otter"),
+    "colours": ("red", "blue", "green", "yellow", "purple", "brown"),
+    "tools": ("hammer", "saw", "drill", "wrench", "chisel", "shovel"),
+    "metals": ("iron", "copper", "silver", "gold", "zinc", "nickel"),
+    "clothes": ("shirt", "coat", "scarf", "glove", "sock", "skirt"),
+    "birds": ("eagle", "robin", "swan", "raven", "falcon", "heron"),
+    "drinks": ("water", "coffee", "milk", "juice", "cider", "cocoa"),
 }
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
 PHRASINGS = (

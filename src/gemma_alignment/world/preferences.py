@@ -44,7 +44,7 @@ def generate_rows(
         corrupted_share: part of the pairs in which one answer is broken.
         seed: of the only source of chance.
     """
-    chance = random.Random(seed)  # noqa: S311 - data, not secrets
+    chance = random.Random(seed)
     made = 0
     while made < rows:
         prompt = draw_prompt(chance)
@@ -56,10 +56,8 @@ def generate_rows(
             second = corrupted(second, chance)
         if first == second:
             continue
-        scored = sorted(
-            ((min(10.0, max(0.0, gold_score(prompt, text) + chance.gauss(0, noise))), text) for text in (first, second)),
-            reverse=True,
-        )
+        noisy = ((gold_score(prompt, text) + chance.gauss(0, noise), text) for text in (first, second))
+        scored = sorted(((min(10.0, max(0.0, score)), text) for score, text in noisy), reverse=True)
         (high, chosen), (low, rejected) = scored
         made += 1
         yield row(prompt, chosen, rejected, round(high, 1), round(low, 1))

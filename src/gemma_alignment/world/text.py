@@ -14,7 +14,7 @@ def _items(task: Task, skill: float, chance: random.Random) -> list[str]:
     count = task.number
     if chance.random() > 0.35 + 0.6 * skill:
         count = max(1, count + chance.choice((-2, -1, 1, 2)))
-    items = chance.sample(KINDS[task.kind], count)
+    items = chance.sample(KINDS[task.kind], min(count, len(KINDS[task.kind])))
     others = [kind for kind in KINDS if kind != task.kind]
     for i in range(len(items)):
         draw = chance.random()

@@ -110,7 +110,7 @@ def _too_few(good: list[Row], bad: list[Row], least: int) -> str:
         [
             f"Only {len(good)} preference rows are usable, but preferences.min_rows is {least}.",
             f"{len(bad)} rows were rejected:", *lines,
-            "Mend the source, raise the limits (preferences.max_prompt_tokens, max_response_tokens), or lower min_rows.",
+            "Mend the source, raise preferences.max_prompt_tokens or max_response_tokens, or lower min_rows.",
         ]
     )  # fmt: skip
 
@@ -200,7 +200,7 @@ def pretrain_base(
 
 def _dialogues(chat: Any, rows: Rows, count: int, skill: float | None, seed: int, step: int) -> list[list[int]]:
     """Token ids of a step's dialogues: fresh answers of the world, or chosen and rejected ones alike."""
-    chance = random.Random(f"{seed}/pretraining/{step}")  # noqa: S311 - data, not secrets
+    chance = random.Random(f"{seed}/pretraining/{step}")
     found = []
     for _ in range(count):
         row = rows[chance.randrange(len(rows))]

@@ -25,7 +25,7 @@ PACKAGES = (
 )
 
 
-def compare(  # noqa: PLR0917 - Kedro passes inputs by position
+def compare(
     histories: Partitions,
     timings: Partitions,
     responses: Partitions,

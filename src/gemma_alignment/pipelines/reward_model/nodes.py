@@ -61,12 +61,13 @@ def train_reward_model(
     margins = preference.margins(model, held_out, chat.pad_id, settings.microbatch_size)
     right = sum(margin > 0 for margin in margins)
     low, high = wilson(right, len(margins))
-    metrics = {
-        "reward_model/accuracy": right / len(margins),
+    found = {
+        "reward_model/accuracy": right / max(1, len(margins)),
         "reward_model/accuracy_low": low,
         "reward_model/accuracy_high": high,
         "reward_model/eval_pairs": float(len(margins)),
     }
+    metrics = {key: value for key, value in found.items() if value is not None}
     run_log.append(UpdateRecord(step + 1, metrics, {}))
     numbers = _normalizer(
         model, chat, prompts_train, settings, build(RolloutParameters, rollout, "rollout"), prepare_seed
