@@ -221,15 +221,11 @@ def _card(judgements, files):
     lengths = {}
     for row in judgements:
         texts = [
-            next(
-                r["response"] for r in files[row[s]]["responses.jsonl"] if r["prompt_id"] == row["prompt_id"]
-            )
+            next(r["response"] for r in files[row[s]]["responses.jsonl"] if r["prompt_id"] == row["prompt_id"])
             for s in ("system_a", "system_b")
         ]
         lengths[(row["system_a"], row["system_b"], row["prompt_id"])] = (len(texts[0]), len(texts[1]))
-    sorts = {
-        s: {"asked": 20, "right": 19, "both_orders": 19, "missing": 0} for s in ("same", "empty", "known")
-    }
+    sorts = {s: {"asked": 20, "right": 19, "both_orders": 19, "missing": 0} for s in ("same", "empty", "known")}
     return {
         "kind": "rubric" if judgements else "none",
         "reason": None if judgements else "judge.kind is none",

@@ -144,9 +144,7 @@ def test_probability_of_improvement_of_one_task(v):
 def test_stratified_bootstrap_resamples_within_its_tasks():
     runs = [[0.0, 10.0], [1.0, 11.0], [2.0, 12.0]]
     many = np.random.default_rng(9).normal(size=(12, 3))
-    first, again, other = (
-        stratified_bootstrap(iqm, many, np.random.default_rng(seed), 400) for seed in (1, 1, 2)
-    )
+    first, again, other = (stratified_bootstrap(iqm, many, np.random.default_rng(seed), 400) for seed in (1, 1, 2))
     assert first == again
     assert first != other
     # Mixing tasks would let the column means leave [0, 2] and [10, 12].

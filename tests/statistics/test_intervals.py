@@ -119,7 +119,5 @@ def test_t_covers_at_three_seeds_where_the_bootstrap_does_not():
 @pytest.mark.slow
 def test_wilson_covers():
     rng = np.random.default_rng(12)
-    held = sum(
-        low <= 0.93 <= high for low, high in (wilson(int(s), 50) for s in rng.binomial(50, 0.93, 2000))
-    )
+    held = sum(low <= 0.93 <= high for low, high in (wilson(int(s), 50) for s in rng.binomial(50, 0.93, 2000)))
     assert 0.93 <= held / 2000 <= 0.98

@@ -39,9 +39,7 @@ def test_known_answers(counts, expected):
 def test_all_ties_decide_nothing():
     r = summarize(0, 200, 0)
     assert (r.rate, r.low, r.high, r.sem) == (0.5, 0.5, 0.5, 0.0)
-    assert (r.half_count_low, r.half_count_high) == pytest.approx(
-        (0.43136085960389187, 0.5686391403961082), abs=EXACT
-    )
+    assert (r.half_count_low, r.half_count_high) == pytest.approx((0.43136085960389187, 0.5686391403961082), abs=EXACT)
     assert (r.decisive_rate, r.decisive_low, r.sign_test_p) == (None, None, None)
     assert "tie" in r.reason
 

@@ -40,8 +40,7 @@ def compare_metric(
         "generalises_to": NEW_SEEDS,
         "n": {names[0]: len(left), names[1]: len(right)},
         "per_seed": {
-            name: {str(s): values[s] for s in sorted(values)}
-            for name, values in zip(names, (a, b), strict=True)
+            name: {str(s): values[s] for s in sorted(values)} for name, values in zip(names, (a, b), strict=True)
         },
         "mean": {name: _mean(values) for name, values in zip(names, (left, right), strict=True)},
         "sd": {name: _sd(values) for name, values in zip(names, (left, right), strict=True)},
@@ -144,9 +143,7 @@ def over_prompts(
     if not prompts:
         return None
     differences = np.array([[a[s][p] - b[s][p] for p in prompts] for s in seeds])
-    return crossed_block(
-        crossed_mean(differences, protocol.confidence), differences, protocol, generator, draws
-    )
+    return crossed_block(crossed_mean(differences, protocol.confidence), differences, protocol, generator, draws)
 
 
 def crossed_block(

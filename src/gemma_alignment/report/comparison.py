@@ -51,11 +51,7 @@ def compare_study(study: Study, judge: Mapping[str, Any], versions: Mapping[str,
     """
     protocol = study.protocol
     left_out = exclusions(study.runs, study.families)
-    used = [
-        r
-        for k, r in study.runs.items()
-        if k.family in study.families and k.seed is not None and k not in left_out
-    ]
+    used = [r for k, r in study.runs.items() if k.family in study.families and k.seed is not None and k not in left_out]
     by_family = {name: {r.key.seed: r for r in used if r.key.family == name} for name in study.families}
     rates = _win_rates(study, {r.key for r in used})
     metrics = {**_judged_metrics(study, rates), **_run_metrics(study, by_family)}
@@ -133,9 +129,7 @@ def _run_metrics(study: Study, by_family: Mapping[str, Mapping[int | None, Run]]
         block = compare_metric(metric, a, b, study.protocol, study.generator)
         if metric.source == "responses":
             values = [_values_by_prompt(runs, metric.field) for runs in by_family.values()]
-            block["over_prompts"] = over_prompts(
-                values[0], values[1], study.protocol, study.generator, study.draws
-            )
+            block["over_prompts"] = over_prompts(values[0], values[1], study.protocol, study.generator, study.draws)
         found[metric.name] = block
     return found
 

@@ -111,9 +111,7 @@ def limits(comparison: Mapping[str, Any], protocol: ProtocolParameters) -> Block
     }
 
 
-def not_estimable(
-    comparison: Mapping[str, Any], missing: Sequence[str], left_out: Mapping[RunKey, str]
-) -> list[Block]:
+def not_estimable(comparison: Mapping[str, Any], missing: Sequence[str], left_out: Mapping[RunKey, str]) -> list[Block]:
     """Everything that has no number, and why."""
     rows: list[Block] = [{"what": name, "reason": "planned, but no such run was found"} for name in missing]
     rows += [{"what": key.name, "reason": f"left out: {why}"} for key, why in left_out.items()]

@@ -112,6 +112,15 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+def others(runs: Mapping[RunKey, Run], families: Mapping[str, Mapping[int, Run]]) -> dict[str, dict[int, Run]]:
+    """The runs of every other method and variant, by family and seed."""
+    found: dict[str, dict[int, Run]] = {}
+    for key, run in runs.items():
+        if key.seed is not None and key.family not in families and run.history:
+            found.setdefault(key.family, {})[key.seed] = run
+    return found
+
+
 def compared(runs: Mapping[RunKey, Run], comparison: Mapping[str, Any]) -> dict[str, dict[int, Run]]:
     """The runs that entered the comparison, by family and seed."""
     protocol = comparison["protocol"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from gemma_alignment.parameters.reporting import ReportingParameters
 from gemma_alignment.report import figures, learning, sections, tables, wording
-from gemma_alignment.report.curves import axes_of, compared
+from gemma_alignment.report.curves import axes_of, compared, others
 from gemma_alignment.report.html import Content, Html, details, h, join
 from gemma_alignment.report.plotting import Figure
 from gemma_alignment.report.runs import Run, RunKey
@@ -27,8 +27,9 @@ def render(comparison: Block, runs: Mapping[RunKey, Run], settings: ReportingPar
         settings: how much is shown.
     """
     families = compared(runs, comparison)
-    axes = axes_of(families)
-    curves = learning.learning_curves(families, axes)
+    further = others(runs, families)
+    axes = axes_of({**families, **further})
+    curves = learning.learning_curves({**families, **further}, axes, on_request=further)
     more = [
         figures.frontier(families, "eval/gold_mean" in comparison["metrics"]),
         figures.length_and_score(families, settings.points_shown),
@@ -53,9 +54,7 @@ def _first_screen(comparison: Block, title: str, drawn: Sequence[Figure]) -> Htm
     protocol = comparison["protocol"]
     judged = comparison["judge"]["judged"]
     not_judged = (
-        None
-        if judged
-        else h("p", "Not judged: ", h("a", "how to have the answers judged", href="#judge"), ".")
+        None if judged else h("p", "Not judged: ", h("a", "how to have the answers judged", href="#judge"), ".")
     )
     return h(
         "header",

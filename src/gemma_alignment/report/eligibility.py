@@ -75,8 +75,7 @@ def equality_checks(used: Sequence[Run], protocol: ProtocolParameters) -> list[d
         }
     )
     complete = {
-        name: {r.key.seed for r in used if r.key.family == name}
-        for name in (protocol.method_a, protocol.method_b)
+        name: {r.key.seed for r in used if r.key.family == name} for name in (protocol.method_a, protocol.method_b)
     }
     short = [f"{name}: {s}" for name, have in complete.items() for s in protocol.seeds if s not in have]
     checks.append(

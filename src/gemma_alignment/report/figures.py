@@ -72,9 +72,7 @@ def win_bars(comparison: Mapping[str, Any]) -> Figure | None:
         shares = [c / n for c, n in zip(counts, decided, strict=True)]
         winners = {"wins": [b["a"] for b in blocks], "losses": [b["b"] for b in blocks]}
         fill = [PALE] * len(blocks) if part == "ties" else [colors.get(f, GREY) for f in winners[part]]
-        what = [
-            "tie" if part == "ties" else f"{name_of(f)} won" for f in winners.get(part, [""] * len(blocks))
-        ]
+        what = ["tie" if part == "ties" else f"{name_of(f)} won" for f in winners.get(part, [""] * len(blocks))]
         traces.append(
             {
                 "type": "bar",
@@ -107,9 +105,7 @@ def win_bars(comparison: Mapping[str, Any]) -> Figure | None:
         "Wins (left, colour of the first), ties (pale) and losses (right). Each pair of answers is judged "
         "in both orders; orders that disagree are a tie."
     )
-    return Figure(
-        "wins", "Wins, ties, losses", caption, {"data": traces, "layout": layout}, 90 + 58 * len(blocks)
-    )
+    return Figure("wins", "Wins, ties, losses", caption, {"data": traces, "layout": layout}, 90 + 58 * len(blocks))
 
 
 def frontier(families: Mapping[str, Mapping[int, Run]], gold: bool) -> Figure | None:
@@ -151,13 +147,10 @@ def frontier(families: Mapping[str, Mapping[int, Run]], gold: bool) -> Figure | 
         layout["yaxis2"] = {"title": {"text": "true quality"}, "domain": [0.0, 0.47], "anchor": "x"}
         layout["xaxis"]["anchor"] = "y2"
     caption = (
-        "Held-out answers at every evaluation, one line a seed: how much score each method buys with "
-        "how much drift."
+        "Held-out answers at every evaluation, one line a seed: how much score each method buys with how much drift."
     )
     if gold:
-        caption += (
-            " Where the score goes on rising and the true quality falls, the reward model is being exploited."
-        )
+        caption += " Where the score goes on rising and the true quality falls, the reward model is being exploited."
     title = "Proxy and true quality over drift" if gold else "Score over drift"
     return Figure("frontier", title, caption, {"data": traces, "layout": layout}, 480 if gold else 380)
 
@@ -193,7 +186,5 @@ def length_and_score(families: Mapping[str, Mapping[int, Run]], most: int) -> Fi
         "yaxis": {"title": {"text": "reward-model score"}},
         "margin": {"l": 58, "r": 12, "t": 8, "b": 44},
     }
-    caption = (
-        f"Final answers to held-out prompts, at most {most} a method: does the reward model pay for length?"
-    )
+    caption = f"Final answers to held-out prompts, at most {most} a method: does the reward model pay for length?"
     return Figure("length", "Length against score", caption, {"data": traces, "layout": layout}, 380)

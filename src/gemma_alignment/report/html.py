@@ -51,9 +51,7 @@ class Column:
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[Content]], caption: Content = None) -> Html:
     """A table that scrolls sideways on narrow screens; the first cell of a row is its head."""
-    heads = [
-        h("th", c.head, scope="col", class_="number" if c.numeric else None, title=c.title) for c in columns
-    ]
+    heads = [h("th", c.head, scope="col", class_="number" if c.numeric else None, title=c.title) for c in columns]
     body = []
     for row in rows:
         cells = [h("th", row[0], scope="row")]

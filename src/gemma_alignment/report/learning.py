@@ -1,6 +1,6 @@
 """The learning curves: every run, with the x axis the reader chooses."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from gemma_alignment.report.curves import AXES, Axes, Band, Curve, band
 from gemma_alignment.report.formatting import name_of
@@ -23,15 +23,24 @@ CURVES = (
 )
 
 
-def learning_curves(families: Mapping[str, Mapping[int, Run]], axes: Axes) -> list[Figure]:
-    """One figure a quantity that any run has: seeds faint, their mean bold, their range shaded."""
+def learning_curves(
+    families: Mapping[str, Mapping[int, Run]], axes: Axes, on_request: Collection[str] = ()
+) -> list[Figure]:
+    """One figure a quantity that any run has: seeds faint, their mean bold, their range shaded.
+
+    Families ``on_request`` come up when their name in the legend is clicked.
+    """
     colors = colors_of(list(families))
     figures = []
     for key, title, unit in CURVES:
         bands = [found for name, runs in families.items() if (found := band(name, runs, key))]
         if not bands:
             continue
-        traces = [trace for one in bands for trace in _band_traces(one, colors[one.family], axes)]
+        traces = [
+            {**trace, "visible": "legendonly"} if one.family in on_request else trace
+            for one in bands
+            for trace in _band_traces(one, colors[one.family], axes)
+        ]
         layout = {
             "xaxis": {"title": {"text": AXES["iteration"][0]}},
             "yaxis": {"title": {"text": unit}},
@@ -96,11 +105,7 @@ def axis_values(axes: Axes) -> Spec:
     """For the page: the axes on offer and, for each series, x by iteration."""
     offered = axes.offered()
     series = {
-        name: {
-            axis: {str(i): short(v) for i, v in found[axis].items()}
-            for axis in offered
-            if axis != "iteration"
-        }
+        name: {axis: {str(i): short(v) for i, v in found[axis].items()} for axis in offered if axis != "iteration"}
         for name, found in axes.values.items()
     }
     return {"labels": {axis: AXES[axis][0] for axis in offered}, "series": series}

@@ -33,9 +33,7 @@ class Metric:
         if self.source == "judge":
             return None
         if self.over_run is not None:
-            values = [
-                v for row in (*run.history, *run.timing) if (v := finite(row.get(self.name))) is not None
-            ]
+            values = [v for row in (*run.history, *run.timing) if (v := finite(row.get(self.name))) is not None]
             raw = self.over_run(values) if values else None
         else:
             raw = run.mean_response(self.field) if self.source == "responses" else run.final(self.name)
@@ -93,9 +91,7 @@ COSTS = {
     for metric in (
         Metric("budget/responses", "Responses sampled", "", "history", None, 0),
         Metric("budget/tokens_generated", "Tokens generated", "million", "history", None, 3, scale=1e6),
-        Metric(
-            "budget/flops", "Floating-point operations", "10¹² (estimate)", "history", None, 3, scale=1e12
-        ),
+        Metric("budget/flops", "Floating-point operations", "10¹² (estimate)", "history", None, 3, scale=1e12),
         Metric("budget/seconds", "Wall-clock time", "minutes", "timing", False, 1, scale=60.0),
         Metric("memory/peak_mb", "Peak memory", "MB", "timing", False, 0, over_run=max),
         Metric(

@@ -23,9 +23,7 @@ Block = Mapping[str, Any]
 
 def facts(pairs: Sequence[tuple[str, Content]]) -> Html:
     """Names and values, those without a value left out."""
-    return h(
-        "dl", *(join([h("dt", name), h("dd", value)]) for name, value in pairs if value not in (None, ""))
-    )
+    return h("dl", *(join([h("dt", name), h("dd", value)]) for name, value in pairs if value not in (None, "")))
 
 
 def judge_card(judge: Block) -> Html:
@@ -67,9 +65,7 @@ def shared_models(comparison: Block) -> Html | None:
     if not reward and not sft:
         return None
     accuracy = percent(reward.get("reward_model/accuracy"))
-    interval = percent_bounds(
-        reward.get("reward_model/accuracy_low"), reward.get("reward_model/accuracy_high")
-    )
+    interval = percent_bounds(reward.get("reward_model/accuracy_low"), reward.get("reward_model/accuracy_high"))
     merge = sft.get("sft/merge_max_logit_diff")
     return facts(
         [
@@ -93,8 +89,7 @@ def _known(values: Block, key: str) -> str | None:
 def answers(runs: Mapping[RunKey, Run], families: Sequence[str], most: int, length: int) -> Html | None:
     """The first prompts of the file with the answers of the SFT model and of one seed of each method."""
     seeds = [
-        {k.seed for k, r in runs.items() if k.family == f and k.seed is not None and r.responses}
-        for f in families
+        {k.seed for k, r in runs.items() if k.family == f and k.seed is not None and r.responses} for f in families
     ]
     common = sorted(set.intersection(*seeds)) if seeds else []
     systems = [RunKey(SFT, None)] if runs.get(RunKey(SFT, None), Run(RunKey(SFT, None))).responses else []
@@ -104,14 +99,9 @@ def answers(runs: Mapping[RunKey, Run], families: Sequence[str], most: int, leng
     tables = [{str(row["prompt_id"]): row for row in runs[key].responses} for key in systems]
     prompts = [p for p in tables[0] if all(p in one for one in tables)][:most]
     columns = [Column("Prompt"), *(Column(name_of(key.family)) for key in systems)]
-    rows = [
-        [cut(str(tables[0][p]["prompt"]), length), *(_answer(one[p], length) for one in tables)]
-        for p in prompts
-    ]
+    rows = [[cut(str(tables[0][p]["prompt"]), length), *(_answer(one[p], length) for one in tables)] for p in prompts]
     seed = f", seed {common[0]}" if common else ""
-    search = h(
-        "input", type="search", id="search", placeholder="Search in prompts and answers", aria_label="Search"
-    )
+    search = h("input", type="search", id="search", placeholder="Search in prompts and answers", aria_label="Search")
     note = h(
         "p",
         f"The first {len(prompts)} held-out prompts in file order{seed}; none is picked by hand.",
@@ -119,7 +109,7 @@ def answers(runs: Mapping[RunKey, Run], families: Sequence[str], most: int, leng
     )
     count = h("span", "", id="search-count", class_="note", role="status")
     return join(
-        [note, h("p", search, " ", count, class_="no-print"), h("div", table(columns, rows), id="answers")]
+        [note, h("p", search, " ", count, class_="no-print"), h("div", table(columns, rows), id="answer-table")]
     )
 
 
@@ -128,9 +118,7 @@ def _answer(row: Block, length: int) -> Html:
     if row.get("gold_score") is not None:
         parts.append(f"true quality {number(row['gold_score'], 1)}")
     parts.append(f"{row.get('num_tokens')} tokens" + ("" if row.get("ended", True) else ", cut off"))
-    return join(
-        [h("span", cut(str(row["response"]), length), class_="answer"), h("small", " · ".join(parts))]
-    )
+    return join([h("span", cut(str(row["response"]), length), class_="answer"), h("small", " · ".join(parts))])
 
 
 def cut(text: str, length: int) -> str:
@@ -149,9 +137,7 @@ def other_runs(comparison: Block) -> Html | None:
         return None
     names = [n for n in METRICS if any(n in row["final"] for rows in families.values() for row in rows)]
     columns = [Column("Run"), Column("seeds", True), *(Column(METRICS[n].label, True) for n in names)]
-    rows = [
-        [name_of(f), str(len(found)), *(_range(found, n) for n in names)] for f, found in families.items()
-    ]
+    rows = [[name_of(f), str(len(found)), *(_range(found, n) for n in names)] for f, found in families.items()]
     return table(columns, rows)
 
 
@@ -161,9 +147,7 @@ def _range(rows: Sequence[Block], name: str) -> Html | str:
         return NONE
     decimals = METRICS[name].decimals
     mean = number(sum(values) / len(values), decimals)
-    spread = (
-        f"{number(min(values), decimals)} to {number(max(values), decimals)}" if len(values) > 1 else None
-    )
+    spread = f"{number(min(values), decimals)} to {number(max(values), decimals)}" if len(values) > 1 else None
     return join([h("b", mean), h("small", spread) if spread else None])
 
 
@@ -193,9 +177,7 @@ def protocol(comparison: Block) -> Html:
         ]
         for one in comparison["equal"]
     ]
-    return join(
-        [described, table([Column("What is held equal"), Column("in these runs"), Column("detail")], rows)]
-    )
+    return join([described, table([Column("What is held equal"), Column("in these runs"), Column("detail")], rows)])
 
 
 def limits(comparison: Block) -> Html:
@@ -208,9 +190,7 @@ def limits(comparison: Block) -> Html:
         return shown
     rows = [[reason, "; ".join(what)] for reason, what in by_reason.items()]
     listed = table([Column("Reason"), Column("What has no number for it")], rows)
-    return join(
-        [shown, details(f"Not estimable: {len(comparison['not_estimable'])}", listed, open_=len(rows) < 6)]
-    )
+    return join([shown, details(f"Not estimable: {len(comparison['not_estimable'])}", listed, open_=len(rows) < 6)])
 
 
 def software(comparison: Block) -> Html:

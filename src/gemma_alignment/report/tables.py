@@ -243,7 +243,7 @@ def final_answers(comparison: Block) -> Html | None:
     return table(columns, rows) if rows else None
 
 
-def costs(comparison: Block) -> Html:
+def costs(comparison: Block) -> Html | None:
     """What each method took: mean over seeds and each seed."""
     protocol = comparison["protocol"]
     families = (protocol["method_a"], protocol["method_b"])
@@ -256,4 +256,4 @@ def costs(comparison: Block) -> Html:
         for name, block in comparison["costs"].items()
         if any(block["per_seed"].values())
     ]
-    return table(columns, rows)
+    return table(columns, rows) if rows else None

@@ -80,14 +80,8 @@ def what_seeds_show(n: int, alpha: float, power: float, floors: Sequence[float |
         ]
     tests = {"permutation": floors[0], "sign-flip": floors[1]}
     out_of_reach = [name for name, floor in tests.items() if floor is not None and floor > alpha]
-    reach = (
-        f": p < {alpha:.2g} is out of reach of the {' and the '.join(out_of_reach)} test"
-        if out_of_reach
-        else ""
-    )
-    stated = " and ".join(
-        f"{floor:.3g} for the {name} test" for name, floor in tests.items() if floor is not None
-    )
+    reach = f": p < {alpha:.2g} is out of reach of the {' and the '.join(out_of_reach)} test" if out_of_reach else ""
+    stated = " and ".join(f"{floor:.3g} for the {name} test" for name, floor in tests.items() if floor is not None)
     return [
         f"With {n} seeds a method, a difference is found with {power:.0%} power from "
         f"d = {least_effect(n, power, alpha):.2f} on: one much larger than the spread between seeds. A "

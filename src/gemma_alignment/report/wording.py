@@ -25,7 +25,8 @@ def headline(verdict: Block, protocol: Block) -> str:
     if verdict["word"] == "not resolved":
         return f"Whether {a} or {b} is better is not resolved at this n."
     if verdict["word"] == "not estimable":
-        return f"Whether {a} or {b} is better cannot be estimated from these runs."
+        runs = "one seed" if verdict["n"] == 1 else "these runs"
+        return f"Whether {a} or {b} is better cannot be estimated from {runs}."
     if verdict["word"] == "equivalent":
         return f"{a} and {b} are equivalent within the margin."
     if verdict["word"] == "worse":  # say who is ahead
@@ -56,9 +57,7 @@ def evidence(comparison: Block) -> str:
             over = pair["over_prompts"]
             text += f"; {percent_bounds(over['low'], over['high'])} over new prompts for these trained models"
         else:
-            text += (
-                f"; {protocol['confidence']:.0%} interval {percent_bounds(verdict['low'], verdict['high'])}"
-            )
+            text += f"; {protocol['confidence']:.0%} interval {percent_bounds(verdict['low'], verdict['high'])}"
             text += ", for new prompts and for new seeds"
         return (
             f"{text} ({_count(pair['seeds'], 'seed')} × {pair['prompts']} prompts). 50% is no difference; "

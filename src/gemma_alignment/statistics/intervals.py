@@ -37,9 +37,7 @@ def t_quantile(confidence: float, df: float | int) -> float:
     return float(special.stdtrit(df, 0.5 + confidence / 2.0))
 
 
-def wilson(
-    successes: float | int, n: float | int, confidence: float = 0.95
-) -> tuple[float, float] | tuple[None, None]:
+def wilson(successes: float | int, n: float | int, confidence: float = 0.95) -> tuple[float, float] | tuple[None, None]:
     """Wilson's score interval of a proportion: the p with (p - s/n)^2 = z^2 p (1-p) / n.
 
     ``successes`` may hold halves (ties). Returns (low, high), and (None, None) for n = 0,

@@ -20,9 +20,7 @@ def benjamini_hochberg(p_values: Sequence[float | None]) -> list[float | None]:
     return _adjust(p_values, _step_up)
 
 
-def _adjust(
-    p_values: Sequence[float | None], step: Callable[[list[float]], list[float]]
-) -> list[float | None]:
+def _adjust(p_values: Sequence[float | None], step: Callable[[list[float]], list[float]]) -> list[float | None]:
     members = [(p, i) for i, p in enumerate(p_values) if p is not None]
     for p, _ in members:
         if not 0.0 <= p <= 1.0:

@@ -57,7 +57,7 @@
 
   const search = document.getElementById("search");
   if (search) {
-    const rows = [...document.querySelectorAll("#answers tbody tr")];
+    const rows = [...document.querySelectorAll("#answer-table tbody tr")];
     const texts = rows.map((row) => row.textContent.toLowerCase());
     const count = document.getElementById("search-count");
     search.addEventListener("input", () => {
