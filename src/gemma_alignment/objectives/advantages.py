@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from gemma_alignment.objectives.masking import masked_mean
 from gemma_alignment.objectives.precision import Number, at_least_float32
 
 GROUP_EPSILON = 1e-4
@@ -87,6 +88,29 @@ def group_zscore(
     return group_centered(scores, group_size) / group_scale(scores, group_size, eps)
 
 
+def group_whiten(
+    advantages: Float[Tensor, "B T"],
+    response_mask: Bool[Tensor, "B T"],
+    group_size: int,
+    eps: Number = GROUP_EPSILON,
+) -> Float[Tensor, "B T"]:
+    """(A − mean) / (sd + eps) over the real tokens of each group, sd with ddof 1; 0 on padding.
+
+    What ``group_zscore`` is to scores. Both steps are needed: a critic's error is shared by a whole group,
+    and divided by the sd alone it would explode as soon as the group's responses are alike.
+
+    Raises:
+        ValueError: when ``group_size`` is below 2 or does not divide the rows.
+    """
+    _check_groups(advantages, group_size)
+    rows = advantages.shape[0] // group_size
+    mask = response_mask.reshape(rows, -1)
+    values = at_least_float32(advantages).reshape(rows, -1)
+    centred = (values - masked_mean(values, mask, dim=1).unsqueeze(1)).masked_fill(~mask, 0.0)
+    variance = centred.square().sum(1, keepdim=True) / (mask.sum(1, keepdim=True) - 1).clamp(min=1)
+    return (centred / (variance.sqrt() + eps)).view_as(advantages)
+
+
 def leave_one_out(scores: Float[Tensor, " B"], group_size: int) -> Float[Tensor, " B"]:
     """A_i = r_i − mean of the others of the group = K/(K−1) · ``group_centered``.
 
@@ -102,13 +126,17 @@ def leave_one_out(scores: Float[Tensor, " B"], group_size: int) -> Float[Tensor,
 
 def _groups(scores: Tensor, group_size: int) -> Tensor:
     """Scores (B,) as (B / K, K) in float64, where sums of a few fp32 scores are exact."""
+    _check_groups(scores, group_size)
+    return scores.to(torch.float64).view(-1, group_size)
+
+
+def _check_groups(rows: Tensor, group_size: int) -> None:
     if group_size < 2:
         raise ValueError(
             f"group_size is {group_size}: credit against a group needs 2 responses a prompt or more"
         )
-    if scores.shape[0] % group_size:
-        raise ValueError(f"{scores.shape[0]} scores do not make whole groups of {group_size}")
-    return scores.to(torch.float64).view(-1, group_size)
+    if rows.shape[0] % group_size:
+        raise ValueError(f"{rows.shape[0]} responses do not make whole groups of {group_size}")
 
 
 def _rows(groups: Tensor, scores: Tensor) -> Tensor:

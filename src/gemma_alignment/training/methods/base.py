@@ -65,7 +65,7 @@ class MethodSettings:
     kl_placement: Literal["token_reward", "sequence_score", "loss", "none"]
     """Where the KL to the reference enters: k1 per token, Σ k1 in the score, k3 in the loss, nowhere."""
     normalize_advantages: Literal["none", "group_std", "whiten"]
-    """Leave the credit, divide by the sd of the group's scores, or whiten over the batch's real tokens."""
+    """Leave the credit, bring it to the unit of its group's sd, or whiten it over the batch's real tokens."""
     normalize_scores: Literal["ema", "fixed", "none"]
     """Normalise scores by moving statistics, by those at the start, or not at all."""
     reduction: Literal["token_mean", "sequence_mean", "constant_length"]
@@ -119,21 +119,6 @@ def response_scores(settings: MethodSettings, experience: Experience, kl_coef: f
     )  # fmt: skip
 
 
-def normalized_advantages(
-    settings: MethodSettings, advantages: Tensor, scores: Tensor, response_mask: Tensor
-) -> Tensor:
-    """Advantages (B, T) under ``normalize_advantages``; 0 on padding.
-
-    ``group_std`` divides by the sd (ddof 1, + 1e-4) of the group's scores (B,). It is that of the whole
-    group for leave-one-out credit too: the sd of the others alone can vanish, and the credit explode.
-    """
-    if settings.normalize_advantages == "whiten":
-        return whiten(advantages, response_mask)
-    if settings.normalize_advantages == "group_std":
-        return advantages / group_scale(scores, settings.group_size).unsqueeze(1)
-    return advantages
-
-
 def group_credit(
     settings: MethodSettings,
     experience: Experience,
@@ -142,6 +127,9 @@ def group_credit(
 ) -> Credit:
     """Credit without a critic: one advantage for a whole response, from its score against its group.
 
+    ``group_std`` divides by the sd of the whole group's scores, for leave-one-out credit too: the sd of
+    the others alone can vanish, and the credit explode.
+
     Args:
         settings: those of the method.
         experience: rows in whole groups.
@@ -149,8 +137,13 @@ def group_credit(
         baseline: (scores (B,), group size) -> advantages (B,).
     """
     scores = response_scores(settings, experience, kl_coef)
-    advantages = baseline(scores, settings.group_size).unsqueeze(1) * experience.response_mask
-    return Credit(normalized_advantages(settings, advantages, scores, experience.response_mask), returns=None)
+    credit = baseline(scores, settings.group_size)
+    if settings.normalize_advantages == "group_std":
+        credit = credit / group_scale(scores, settings.group_size)
+    advantages = credit.unsqueeze(1) * experience.response_mask
+    if settings.normalize_advantages == "whiten":
+        advantages = whiten(advantages, experience.response_mask)
+    return Credit(advantages, returns=None)
 
 
 def surrogate_loss(

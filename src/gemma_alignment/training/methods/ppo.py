@@ -5,15 +5,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from gemma_alignment.objectives.advantages import gae
+from gemma_alignment.objectives.advantages import gae, group_whiten
 from gemma_alignment.objectives.losses import clipped_value_error
+from gemma_alignment.objectives.masking import whiten
 from gemma_alignment.objectives.reductions import token_mean
 from gemma_alignment.objectives.rewards import token_rewards
 from gemma_alignment.schemas import Credit, Experience, Minibatch, Normalizer
 from gemma_alignment.training.methods.base import (
     MethodSettings,
     Stats,
-    normalized_advantages,
     response_scores,
 )
 
@@ -53,12 +53,17 @@ class PPO(MethodSettings):
             kl_coef if self.kl_placement == "token_reward" else 0.0,
         )  # fmt: skip
         advantages, returns = gae(rewards, experience.values, mask, self.gamma, self.gae_lambda)
-        return Credit(normalized_advantages(self, advantages, scores, mask), returns)
+        if self.normalize_advantages == "whiten":
+            advantages = whiten(advantages, mask)
+        elif self.normalize_advantages == "group_std":
+            advantages = group_whiten(advantages, mask, self.group_size)
+        return Credit(advantages, returns)
 
     def value_loss(self, values: Tensor, micro: Minibatch, normalizer: Normalizer) -> tuple[Tensor, Stats]:
         """value_coef · the token mean of the clipped error, whatever ``reduction`` the policy's loss has."""
         if micro.values is None or micro.returns is None:
             raise ValueError("the value loss needs the sampled values and their returns")
-        error = clipped_value_error(values, micro.values, micro.returns, self.value_clip)
-        mean = token_mean(error, micro.response_mask, normalizer)
+        mask = micro.response_mask
+        new, old = values.masked_fill(~mask, 0.0), micro.values.masked_fill(~mask, 0.0)
+        mean = token_mean(clipped_value_error(new, old, micro.returns, self.value_clip), mask, normalizer)
         return self.value_coef * mean, {"value_loss": mean.detach()}
