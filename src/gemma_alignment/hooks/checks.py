@@ -10,9 +10,7 @@ from gemma_alignment.parameters import SECTIONS
 from gemma_alignment.parameters.run import RunParameters
 
 
-def check_parameters(
-    parameters: Mapping[str, Any], configured: Mapping[str, Any], given: Mapping[str, Any]
-) -> None:
+def check_parameters(parameters: Mapping[str, Any], configured: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Check every parameter of a run, whether its pipeline reads it or not.
 
     Args:
@@ -77,9 +75,7 @@ def _unread(given: Mapping[str, Any], configured: Mapping[str, Any], prefix: str
 
 def free_inputs(pipeline: Any) -> list[str]:
     """The datasets that a pipeline reads and does not make, parameters left out, sorted."""
-    return sorted(
-        name for name in pipeline.inputs() if not name.startswith("params:") and name != "parameters"
-    )
+    return sorted(name for name in pipeline.inputs() if not name.startswith("params:") and name != "parameters")
 
 
 def path_of(dataset: Any) -> Path | None:

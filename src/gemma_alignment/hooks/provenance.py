@@ -19,9 +19,7 @@ def git_is_dirty(project: Path) -> bool | None:
 
 def _git(project: Path, *words: str) -> str | None:
     try:
-        done = subprocess.run(
-            ["git", *words], cwd=project, capture_output=True, text=True, check=True, timeout=10
-        )
+        done = subprocess.run(["git", *words], cwd=project, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
@@ -30,7 +28,8 @@ def _git(project: Path, *words: str) -> str | None:
 def command() -> str:
     """The command line of this process, fit to be typed again."""
     program = Path(sys.argv[0])
-    name = "python -m gemma_alignment" if program.name == "__main__.py" else program.name
-    if program.name == "__main__.py" and program.parent.name == "kedro":
-        name = "kedro"
+    if program.name == "__main__.py":
+        name = "kedro" if program.parent.name == "kedro" else f"python -m {program.parent.name}"
+    else:
+        name = program.name.removeprefix("python -m ")
     return " ".join([name, *map(shlex.quote, sys.argv[1:])])

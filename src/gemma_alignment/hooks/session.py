@@ -41,7 +41,8 @@ class Session:
         self.works = works(pipeline, pipelines, parameters, context.project_path)
         for work in self.works.values():
             work.check(catalog, self._overwrite)
-        self.tracking = Tracking(context, self.works, parameters)
+        is_default = not run_params.get("pipeline_names")
+        self.tracking = Tracking(context, self.works, parameters, is_default)
         self.signals = Signals()
         self._commit = git_commit(context.project_path)
         self._logs: list[tuple[RunLog, Work | None]] = []

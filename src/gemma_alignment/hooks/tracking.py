@@ -27,7 +27,9 @@ class Tracking:
     run; at most one run is active at a time, and the others are parked (their status stays RUNNING).
     """
 
-    def __init__(self, context: Any, works: Mapping[str, Work], parameters: Mapping[str, Any]) -> None:
+    def __init__(
+        self, context: Any, works: Mapping[str, Work], parameters: Mapping[str, Any], is_default: bool
+    ) -> None:
         self._config = getattr(context, "mlflow", None)
         self._works = works
         self._parent = os.environ.get(PARENT)
@@ -38,7 +40,7 @@ class Tracking:
             "command": command(),
             **_source(context.project_path),
         }
-        self._name = f"default-seed{parameters['seed']}"
+        self._name = f"{'default' if is_default else '+'.join(works)}-seed{parameters['seed']}"
         self.run_id: str | None = None
         """The run that kedro-mlflow opened for the session."""
         self.lost = False
@@ -73,6 +75,7 @@ class Tracking:
             run.name = works[0].stage.run_name
         elif self._borrowed and self._parent:
             run.id = works[0].run_id = self._create(works[0].stage, self._parent)
+            run.name = works[0].stage.run_name
         else:
             run.name = self._name
 
@@ -157,7 +160,7 @@ class Tracking:
     def _tags(self, stage: Stage | None) -> dict[str, str]:
         tags = dict(self._common)
         if stage is None:
-            return {**tags, "stage": "default"}
+            return {**tags, "stage": "session"}
         tags |= {"stage": stage.name, "seed": str(stage.seed)}
         if stage.is_arm:
             tags["method"] = stage.name

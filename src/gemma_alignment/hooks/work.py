@@ -57,9 +57,7 @@ class Work:
     run_id: str | None = None
 
     @classmethod
-    def of(
-        cls, name: str, running: Pipeline, full: Pipeline, parameters: Mapping[str, Any], project: Path
-    ) -> Self:
+    def of(cls, name: str, running: Pipeline, full: Pipeline, parameters: Mapping[str, Any], project: Path) -> Self:
         """The stage ``name`` of the pipeline ``running``, under all ``parameters``."""
         stage = Stage.of(name, parameters)
         directory = stage.directory(project / parameters["data_root"])

@@ -1,0 +1,201 @@
+"""The lines of a run, and their way to MLflow."""
+
+import json
+import logging
+import math
+import threading
+import time
+
+import pytest
+from kedro.io import DatasetError
+
+from gemma_alignment.datasets.metric_writer import MetricWriter, Point, synchronize
+from gemma_alignment.datasets.run_log import RunLog, RunLogDataset
+from gemma_alignment.schemas import UpdateRecord
+
+
+def record(iteration, **metrics):
+    return UpdateRecord(iteration, metrics or {"b/x": 0.1, "a/y": 2}, {"budget/seconds": 0.5}, ())
+
+
+def lines(path):
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def test_a_record_is_on_disk_at_once_as_one_sorted_compact_line(tmp_path):
+    log = RunLog(tmp_path)
+    log.append(UpdateRecord(0, {"b/x": 0.1, "a/y": 2, "c/z": math.nan}, {"t": 1.5}, ({"response": "é"},)))
+    assert lines(tmp_path / "history.jsonl") == ['{"a/y":2,"b/x":0.1,"c/z":null,"iteration":0}']
+    assert lines(tmp_path / "samples.jsonl") == ['{"iteration":0,"response":"é"}']
+    (timing,) = [json.loads(line) for line in lines(tmp_path / "timing.jsonl")]
+    assert timing["t"] == 1.5 and abs(timing["timestamp"] / 1000 - time.time()) < 60
+
+
+def test_floats_come_back_exactly(tmp_path):
+    log = RunLog(tmp_path)
+    values = {"x": 0.1 + 0.2, "y": 1e-300, "z": 2 / 3}
+    log.append(UpdateRecord(0, values, {}))
+    assert log.rows("history") == [{"iteration": 0, **values}]
+
+
+def test_a_run_from_the_start_begins_with_empty_files(tmp_path):
+    old = RunLog(tmp_path)
+    for iteration in range(3):
+        old.append(UpdateRecord(iteration, {"x": 1.0}, {}, ({"response": "old"},)))
+    new = RunLog(tmp_path)
+    new.append(record(0))
+    assert [row["iteration"] for row in new.rows("history")] == [0]
+    assert new.rows("samples") == []
+    assert len(lines(tmp_path / "timing.jsonl")) == 1
+
+
+def test_a_later_node_of_another_process_goes_on_where_the_lines_end(tmp_path):
+    first = RunLog(tmp_path)
+    for iteration in range(3):
+        first.append(record(iteration))
+    (tmp_path / "history.jsonl").open("a").write('{"iteration": 3, "half a li')
+    second = RunLog(tmp_path)
+    second.append(record(3))
+    assert [row["iteration"] for row in second.rows("history")] == [0, 1, 2, 3]
+
+
+def test_a_file_that_a_node_saved_again_in_between_is_continued(tmp_path):
+    log = RunLog(tmp_path)
+    log.append(record(0))
+    replacement = tmp_path / "other"
+    replacement.write_text('{"iteration":0}\n')
+    replacement.replace(tmp_path / "history.jsonl")
+    log.append(record(1))
+    assert [row["iteration"] for row in log.rows("history")] == [0, 1]
+
+
+def test_a_line_that_is_being_written_is_not_read(tmp_path):
+    (tmp_path / "history.jsonl").write_text('{"iteration":0}\n{"iteration":1')
+    assert RunLog(tmp_path).rows("history") == [{"iteration": 0}]
+    assert RunLog(tmp_path).rows("samples") == []
+
+
+def test_the_dataset_gives_one_log_and_refuses_to_save(tmp_path):
+    dataset = RunLogDataset(str(tmp_path / "run"))
+    assert dataset.exists()
+    assert dataset.load() is dataset.load()
+    with pytest.raises(DatasetError, match="append records to it"):
+        dataset.save([])
+
+
+class Server:
+    """Stands in for a client of MLflow; ``down`` makes every call fail."""
+
+    def __init__(self):
+        self.points = []
+        self.down = False
+        self.calls = 0
+        self.called = threading.Event()
+
+    def log_batch(self, run_id, metrics):
+        self.calls += 1
+        self.called.set()
+        if self.down:
+            raise ConnectionError("refused")
+        assert len(metrics) <= 1000
+        self.points += [Point(m.key, m.value, m.timestamp, m.step) for m in metrics]
+
+    def get_metric_history(self, run_id, key):
+        if self.down:
+            raise ConnectionError("refused")
+        return [point for point in self.points if point.key == key]
+
+
+def points(count, key="x"):
+    return [Point(key, float(step), 1000 + step, step) for step in range(count)]
+
+
+def test_points_are_sent_while_the_run_goes_on():
+    server = Server()
+    writer = MetricWriter(server, "run", interval=0.01)
+    writer.add(points(3))
+    assert server.called.wait(5)
+    writer.close(points(3))
+    assert server.points == points(3)
+
+
+def test_an_outage_costs_one_warning_and_no_point(caplog):
+    server = Server()
+    server.down = True
+    writer = MetricWriter(server, "run", interval=0.01)
+    with caplog.at_level(logging.WARNING):
+        writer.add(points(2))
+        while server.calls < 3:
+            time.sleep(0.01)
+        server.down = False
+        writer.add(points(4)[2:])
+        writer.close(points(4))
+    assert sorted(server.points) == points(4)
+    assert len([r for r in caplog.records if "training goes on" in r.getMessage()]) == 1
+
+
+def test_a_server_that_stays_away_is_no_error(caplog):
+    server = Server()
+    server.down = True
+    writer = MetricWriter(server, "run", interval=60)
+    writer.add(points(2))
+    writer.close(points(2))
+    assert server.points == []
+    assert len(caplog.records) == 1
+
+
+def test_only_what_is_missing_is_sent_with_the_time_it_was_recorded():
+    server = Server()
+    server.points = [points(5)[1], points(5)[3]]
+    assert synchronize(server, "run", points(5)) == 3
+    assert sorted(server.points) == points(5)
+    assert synchronize(server, "run", points(5)) == 0
+
+
+def test_many_points_go_in_parts_that_mlflow_takes():
+    server = Server()
+    synchronize(server, "run", points(2500))
+    assert len(server.points) == 2500
+    assert server.calls == 3
+
+
+def test_closing_a_log_sends_what_the_files_hold(tmp_path):
+    server = Server()
+    log = RunLog(tmp_path)
+    log.attach(server, "run")
+    log.append(UpdateRecord(0, {"a": 1.0, "bad": math.inf}, {"t": 2.0}))
+    log.append(UpdateRecord(1, {"a": 1.5}, {"t": 3.0}))
+    log.close()
+    sent = {(p.key, p.step): p.value for p in server.points}
+    assert math.isnan(sent.pop(("bad", 0)))
+    assert sent == {("a", 0): 1.0, ("t", 0): 2.0, ("a", 1): 1.5, ("t", 1): 3.0}
+    assert {p.timestamp for p in server.points} == {row["timestamp"] for row in log.rows("timing")}
+    log.close()  # once is enough, twice is harmless
+
+
+def test_a_log_that_nobody_wrote_to_sends_nothing_of_an_earlier_run(tmp_path):
+    old = RunLog(tmp_path)
+    old.append(record(0))
+    server = Server()
+    log = RunLog(tmp_path)
+    log.attach(server, "run")
+    log.close()
+    assert server.points == []
+
+
+def test_mlflow_stores_a_point_that_comes_twice_once(tmp_path, empty_store):
+    import shutil
+
+    from mlflow import MlflowClient
+
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    run = client.create_run("0").info.run_id
+    log = RunLog(tmp_path)
+    log.attach(client, run)
+    for iteration in range(3):
+        log.append(record(iteration, **{"reward/score_mean": iteration / 3}))
+    log.close()
+    synchronize(client, run, log.points())
+    stored = client.get_metric_history(run, "reward/score_mean")
+    assert [(point.step, point.value) for point in stored] == [(0, 0.0), (1, 1 / 3), (2, 2 / 3)]

@@ -1,0 +1,86 @@
+"""Nodes with the inputs and outputs of the real ones, and arithmetic in place of training.
+
+The environment variable SMALL_FAIL (such as ``grpo:123``) makes an arm fail after two records,
+SMALL_HANG makes it wait there.
+"""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Record:
+    iteration: int
+    metrics: dict
+    timing: dict
+    samples: tuple = ()
+
+
+@dataclass(frozen=True)
+class Weights:
+    value: float
+
+    def save_pretrained(self, directory):
+        Path(directory, "adapter_config.json").write_text(json.dumps({"value": self.value}))
+
+
+def make_base(preferences, prepare_seed):
+    rows = [{"prompt_id": str(i), "prompt": f"prompt {i}"} for i in range(preferences["sample_size"] % 7 + 3)]
+    return Weights(prepare_seed), rows
+
+
+def split(rows):
+    return rows[1:], rows[:1], rows[1:], rows[:1]
+
+
+def make_records(prompts):
+    return [{"messages": [row["prompt"]]} for row in prompts]
+
+
+def train_sft(base_model, sft, prepare_seed, run_log):
+    run_log.append(Record(0, {"sft/loss": 2.0 * sft["learning_rate"]}, {}))
+    run_log.append(Record(1, {"sft/loss": 1.0}, {}))
+    return Weights(prepare_seed + sft["learning_rate"]), run_log.rows("history")
+
+
+def merge_sft(sft_adapter, history, genrm_train, run_log):
+    assert [row["iteration"] for row in history] == [0, 1]
+    run_log.append(Record(2, {"sft/merge_max_logit_diff": 0.25}, {}))
+    return Weights(json.loads(Path(sft_adapter, "adapter_config.json").read_text())["value"])
+
+
+def train_reward_model(sft_merged_model, preferences_train, prepare_seed, run_log):
+    run_log.append(Record(0, {"reward_model/accuracy": 0.75}, {}))
+    return Weights(prepare_seed), run_log.rows("history")
+
+
+def answer(model, prompts):
+    return [{**row, "response": "yes", "reward_model_score": 0.5} for row in prompts]
+
+
+def train(method, sft, reward_model, prompts, settings, shared, seed, run_log):
+    for iteration in range(shared["num_iterations"] + 1):
+        metrics = {"reward/score_mean": seed + iteration / 8, "policy/kl_to_reference": 0.5}
+        run_log.append(Record(iteration, metrics, {"budget/seconds": 0.001}, ({"response": "é"},)))
+        if iteration == 1 and os.environ.get("SMALL_FAIL") == f"{method}:{seed}":
+            raise ArithmeticError("the loss is not finite")
+        if iteration == 1 and os.environ.get("SMALL_HANG") == f"{method}:{seed}":
+            time.sleep(60)
+    return Weights(seed), *(run_log.rows(kind) for kind in ("history", "timing", "samples"))
+
+
+def judge(responses, run_cards, evaluation, *finished):
+    return [{"run": key, "rows": len(load())} for key, load in sorted(responses.items())]
+
+
+def compare(histories, judgements, protocol, *finished):
+    numbers = {key: len(load()) for key, load in histories.items()}
+    summary = {"evaluation/win_rate": 0.5, "evaluation/cohens_d": None}
+    return {"histories": numbers, "judged": len(judgements)}, summary
+
+
+def render(comparison):
+    return f"<html>{len(comparison['histories'])}</html>"
