@@ -8,9 +8,10 @@ import pytest
 from fake_study import PROTOCOL, REPORTING, fake_study
 
 from gemma_alignment.config import ConfigError, build
+from gemma_alignment.judging.pairing import resolve, verdicts_by_pair
 from gemma_alignment.parameters.reporting import ProtocolParameters, ReportingParameters
 from gemma_alignment.pipelines.reporting.nodes import compare
-from gemma_alignment.report.conclusions import widest
+from gemma_alignment.report.conclusions import verdict_block, widest
 from gemma_alignment.report.runs import RunKey, parse_key
 from gemma_alignment.report.win_rates import results_between
 from gemma_alignment.statistics.effect_size import cohens_d
@@ -314,3 +315,87 @@ def test_a_report_that_shows_nothing_is_refused():
         build(ReportingParameters, {**REPORTING, "bootstrap_draws": 0}, "reporting")
     with pytest.raises(ConfigError, match="answers_shown"):
         build(ReportingParameters, {**REPORTING, "answers_shown": -1}, "reporting")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"),
+    [(0.501, 0.6, "better"), (0.499, 0.6, "not resolved"), (0.4, 0.499, "worse"), (0.46, 0.54, "equivalent")],
+)
+def test_the_verdict_compares_the_rate_with_one_half(low, high, word):
+    inner = {"low": 0.5, "high": 0.5}
+    crossed_block = {"seeds": 3, "estimate": 0.5, "reason": None, "over_prompts": {"low": low, "high": high}}
+    rates = {"ppo_vs_grpo": {"crossed": {**crossed_block, "over_seeds": {"low": None, "high": None}}}}
+    protocol = build(ProtocolParameters, PROTOCOL, "protocol")
+    verdict = verdict_block({"win_rates": rates, "metrics": {}}, protocol)
+    assert (verdict["word"], verdict["low"], verdict["high"]) == (word, low, high)
+    rates["ppo_vs_grpo"]["crossed"]["over_seeds"] = inner
+    assert verdict_block({"win_rates": rates, "metrics": {}}, protocol)["low"] == min(low, 0.5)
+
+
+def test_each_interval_of_a_win_rate_is_the_one_its_label_names(made):
+    study, c = made()
+    pairs = {k: resolve(*v) for k, v in verdicts_by_pair(study["judgements"]).items()}
+    results = results_between(pairs, "ppo", "grpo")
+    points = {"win": 1.0, "tie": 0.5, "loss": 0.0}
+    prompts = [p for p in results[42] if all(results[s][p] for s in (42, 123, 777))]
+    expected = crossed([[points[results[s][p]] for p in prompts] for s in (42, 123, 777)])
+    block = c["win_rates"]["ppo_vs_grpo"]["crossed"]
+    found = [block[kind][end] for kind in ("over_prompts", "over_seeds", "over_both") for end in ("low", "high")]
+    assert found == [
+        expected.prompt_low,
+        expected.prompt_high,
+        expected.seed_low,
+        expected.seed_high,
+        expected.two_way_low,
+        expected.two_way_high,
+    ]
+    assert block["estimate"] == expected.rate
+
+
+def test_final_answers_are_compared_prompt_by_prompt(made):
+    study, c = made()
+    block = c["metrics"]["responses/score_mean"]
+
+    def scores(run):
+        return np.array([r["reward_model_score"] for r in study["files"][run]["responses.jsonl"]])
+
+    rows = np.array([scores(f"ppo/seed={s}") - scores(f"grpo/seed={s}") for s in (42, 123, 777)])
+    assert block["over_prompts"]["estimate"] == pytest.approx(rows.mean())
+    error = rows.mean(axis=0).std(ddof=1) / np.sqrt(60)
+    assert block["over_prompts"]["over_prompts"]["se"] == pytest.approx(error)
+    assert block["per_seed"]["ppo"]["42"] == pytest.approx(scores("ppo/seed=42").mean())
+
+
+def test_a_metric_that_one_method_lacks_is_shown_and_not_estimable():
+    study = fake_study(judged=False)
+    for seed in (42, 123, 777):
+        for row in study["files"][f"ppo/seed={seed}"]["history.jsonl"]:
+            row.pop("eval/perplexity", None)
+    c, _ = compare(*study.inputs())
+    block = c["metrics"]["eval/perplexity"]
+    assert block["n"] == {"ppo": 0, "grpo": 3}
+    assert block["difference"]["estimate"] is None
+    assert any(row["what"].startswith("eval/perplexity") for row in c["not_estimable"])
+
+
+def test_a_field_that_some_answers_lack_has_no_mean():
+    study = fake_study(judged=False)
+    study["files"]["ppo/seed=42"]["responses.jsonl"][3].pop("gold_score")
+    c, _ = compare(*study.inputs())
+    assert c["metrics"]["responses/gold_mean"]["n"] == {"ppo": 2, "grpo": 3}
+
+
+def test_costs_are_in_their_units_and_the_baseline_is_where_the_arms_start(made):
+    study, c = made()
+    seconds = study["files"]["ppo/seed=42"]["timing.jsonl"][-1]["budget/seconds"]
+    assert c["costs"]["budget/seconds"]["per_seed"]["ppo"]["42"] == pytest.approx(seconds / 60)
+    assert c["costs"]["budget/seconds"]["unit"] == "minutes"
+    assert c["costs"]["memory/peak_mb"]["mean"]["ppo"] == pytest.approx(918)
+    starts = [
+        study["files"][f"{m}/seed={s}"]["history.jsonl"][0]["eval/gold_mean"]
+        for m in ("ppo", "grpo")
+        for s in (42, 123, 777)
+    ]
+    assert c["baseline"]["eval/gold_mean"] == pytest.approx(np.mean(starts))
+    answers = [r["reward_model_score"] for r in study["files"]["sft"]["responses.jsonl"]]
+    assert c["baseline"]["responses/score_mean"] == pytest.approx(np.mean(answers))
