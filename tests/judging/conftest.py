@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for ``chat_service`` under every import mode of pytest
 
-from chat_service import ChatService, verdict
+from chat_service import BatchService, ChatService, verdict
 
 from gemma_alignment.config import build
 from gemma_alignment.judging.client import Reply, Request
@@ -80,9 +80,19 @@ def service() -> Iterator[ChatService]:
     running.close()
 
 
+@pytest.fixture
+def batch_service() -> Iterator[BatchService]:
+    running = BatchService()
+    yield running
+    running.close()
+
+
 REMOTE = {
     "model": "gpt-4o-mini-2024-07-18",
     "base_url": None,
+    "mode": "live",
+    "batch_poll_s": 0.05,
+    "batch_size": 1000,
     "temperature": 0.0,
     "max_output_tokens": 100,
     "timeout_s": 5.0,
@@ -97,6 +107,7 @@ REMOTE = {
             "model": "gpt-4o-mini-2024-07-18",
             "input_usd_per_million": 0.15,
             "output_usd_per_million": 0.6,
+            "batch_share": 0.5,
             "as_of": "2024-07-18",
         }
     ],
@@ -125,9 +136,7 @@ KEY = "sk-very-secret-0123456789"
 
 
 @pytest.fixture
-def remote_judge(
-    judge_section: Callable[..., dict[str, Any]], tmp_path: Path
-) -> Callable[..., "OpenAIJudge"]:
+def remote_judge(judge_section: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..., "OpenAIJudge"]:
     """The real client at the service of the tests."""
 
     def make(**remote: object) -> "OpenAIJudge":

@@ -26,7 +26,7 @@ from gemma_alignment.judging.session import Comparison, Session
 from gemma_alignment.parameters.judge import JudgeParameters, Price
 
 COMPARISONS = [Comparison(f"p{i}", f"q{i}", "a", "b", "x", "yy") for i in range(30)]
-PRICE = Price("m", 0.15, 0.6, "2024-07-18")
+PRICE = Price("m", 0.15, 0.6, 0.5, "2024-07-18")
 SOURCE = Path(__file__).parents[2] / "src"
 
 STUDY = """
@@ -164,6 +164,7 @@ def test_a_killed_run_repeats_at_most_what_was_in_flight(service, judge_section,
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
+    time.sleep(0.2)  # what was on its way to the service arrives
     sent = len(service.received)
     assert 25 < sent <= 25 + 4
 
@@ -185,7 +186,8 @@ def test_a_killed_run_repeats_at_most_what_was_in_flight(service, judge_section,
 
     # What was in flight at the kill stays reserved: nobody knows whether it was billed.
     amounts = {row["id"]: row for row in read(tmp_path / "cache.spend.jsonl")}
-    assert sum(row["event"] == "reserve" for row in amounts.values()) == sent - 25
+    open_reservations = sum(row["event"] == "reserve" for row in amounts.values())
+    assert sent - 25 <= open_reservations <= 4  # one may have been reserved and not yet sent
 
 
 def test_two_processes_share_cache_and_cap(service, judge_section, tmp_path):

@@ -171,18 +171,14 @@ def test_a_judge_that_is_talked_round_fails_the_imitation(scripted):
 
 def test_a_judge_of_slots_is_found_out_where_the_swap_hides_it(scripted):
     judge = scripted(lambda request, attempt: '{"verdict": "1"}')
-    results = canary_results(
-        Session(judge, None, 1, 1, skip_identical=False).judgements(canaries(PREFERENCES, 5))
-    )
+    results = canary_results(Session(judge, None, 1, 1, skip_identical=False).judgements(canaries(PREFERENCES, 5)))
     assert results["same"] == {"asked": 5, "right": 5, "both_orders": 0, "missing": 0}
     assert results["known"]["right"] == 0
 
 
 def test_a_silent_judge_is_missing_and_not_wrong(scripted):
     judge = scripted(lambda request, attempt: "")
-    results = canary_results(
-        Session(judge, None, 1, 1, skip_identical=False).judgements(canaries(PREFERENCES, 5))
-    )
+    results = canary_results(Session(judge, None, 1, 1, skip_identical=False).judgements(canaries(PREFERENCES, 5)))
     assert results["empty"] == {"asked": 5, "right": 0, "both_orders": 0, "missing": 5}
 
 

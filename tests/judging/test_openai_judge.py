@@ -85,9 +85,7 @@ def test_half_a_surrogate_pair_is_sent_and_not_lost(service, remote_judge):
         Answer(body=b""),
         Answer(body=b"\xff\xfe"),
     ],
-    ids=lambda fault: (
-        f"{fault.status}-{fault.body!r:.30}{'-dropped' * fault.drop}{'-cut' * bool(fault.announce)}"
-    ),
+    ids=lambda fault: f"{fault.status}-{fault.body!r:.30}{'-dropped' * fault.drop}{'-cut' * bool(fault.announce)}",
 )
 def test_faults_that_may_pass_are_tried_again(service, remote_judge, fault):
     service.script = then_fine(fault, fault)
@@ -152,7 +150,7 @@ def test_requests_keep_the_pace(service, remote_judge):
         (error(429, "insufficient_quota", "You exceeded your current quota"), "quota is used up"),
         (error(401, "invalid_api_key", f"Incorrect API key provided: {KEY}"), "refused the key"),
         (error(403), "refused the key"),
-        (error(404, "model_not_found"), "there is no model"),
+        (error(404, "model_not_found"), "knows no model"),
     ],
 )
 def test_what_no_repetition_mends_ends_everything_at_once(service, remote_judge, answer, match):
@@ -252,13 +250,9 @@ def test_a_model_without_a_price_is_refused(service, remote_judge):
         remote_judge(model="other-model")
 
 
-def test_the_quota_running_out_halfway_keeps_what_was_paid_for(
-    service, remote_judge, tmp_path, judge_section
-):
+def test_the_quota_running_out_halfway_keeps_what_was_paid_for(service, remote_judge, tmp_path, judge_section):
     comparisons = [Comparison(f"p{i}", f"q{i}", "a", "b", "x", "yy") for i in range(20)]
-    service.script = lambda n, payload: (
-        error(429, "insufficient_quota") if n > 11 else completion(verdict("1"))
-    )
+    service.script = lambda n, payload: error(429, "insufficient_quota") if n > 11 else completion(verdict("1"))
     connection = JudgeConnection(tmp_path / "cache.jsonl", KEY)
     parameters = build(JudgeParameters, judge_section(), "judge")
     with pytest.raises(UserError, match="quota"):
@@ -275,9 +269,7 @@ def test_the_secret_shows_nowhere(service, remote_judge, tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
     dataset = JudgeDataset(filepath=str(tmp_path / "cache.jsonl"), credentials={"api_key": KEY})
     connection = dataset.load()
-    service.script = then_fine(
-        error(500, message=KEY), error(429, "rate_limit_exceeded", KEY), Answer(drop=True)
-    )
+    service.script = then_fine(error(500, message=KEY), error(429, "rate_limit_exceeded", KEY), Answer(drop=True))
     judge = remote_judge()
     Session(judge, connection.cache(), 1, 1).judgements([Comparison("p", "q", "a", "b", "x", "y")])
     shown = [repr(dataset), str(dataset), repr(connection), str(connection), repr(judge), caplog.text]

@@ -48,8 +48,7 @@ def test_replies_depend_on_nothing_but_the_request_and_the_seed():
 def test_the_two_orders_have_noise_of_their_own():
     judge = rubric(noise=1.0)
     pairs = [
-        (verdict(judge, "fair", "fair too", f"p{i}"), verdict(judge, "fair too", "fair", f"p{i}"))
-        for i in range(400)
+        (verdict(judge, "fair", "fair too", f"p{i}"), verdict(judge, "fair too", "fair", f"p{i}")) for i in range(400)
     ]
     same_slot = sum(ab == ba for ab, ba in pairs)
     assert 160 < same_slot < 240  # half of them, four standard deviations either way

@@ -29,9 +29,7 @@ def test_partition_ids_are_read_with_and_without_their_ending(folder, system, en
     assert system.name == folder
 
 
-@pytest.mark.parametrize(
-    "partition", ["", "/", "ppo/", "ppo/seed=x/", "ppo/seed=1/old/", "a/b/seed=1/", "judgements"]
-)
+@pytest.mark.parametrize("partition", ["", "/", "ppo/", "ppo/seed=x/", "ppo/seed=1/old/", "a/b/seed=1/", "judgements"])
 def test_other_folders_are_no_systems(partition):
     assert System.of(partition) is None
 

@@ -152,9 +152,7 @@ def test_what_cannot_go_on_stops_at_once_and_keeps_what_it_has(scripted, longer_
     resumed = scripted(longer_wins)
     rows = session(resumed, ReplyCache(tmp_path / "cache.jsonl"), concurrency).judgements(many(100))
     assert rows == session(scripted(longer_wins)).judgements(many(100))
-    distinct = {
-        c.request(order).content_key for c in many(100) for order in ("ab", "ba") if c.answer_a != c.answer_b
-    }
+    distinct = {c.request(order).content_key for c in many(100) for order in ("ab", "ba") if c.answer_a != c.answer_b}
     assert len(resumed.asked) == len(distinct) - 20
 
 

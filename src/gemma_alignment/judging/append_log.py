@@ -52,15 +52,15 @@ class Exclusive:
         self.offset += len(whole)
         return [record for line in whole.split(b"\n") if (record := _record(line)) is not None]
 
-    def append(self, record: Mapping[str, object]) -> None:
-        """Write ``record`` and wait until the disk has it."""
+    def append(self, *records: Mapping[str, object]) -> None:
+        """Write ``records`` and wait until the disk has them."""
         end = self._file.seek(0, os.SEEK_END)
         torn = False
         if end:
             self._file.seek(end - 1)
             torn = self._file.read(1) != b"\n"
-        line = json.dumps(record, ensure_ascii=True).encode("ascii") + b"\n"
-        self._file.write(b"\n" + line if torn else line)
+        lines = b"".join(json.dumps(record).encode("ascii") + b"\n" for record in records)
+        self._file.write(b"\n" + lines if torn else lines)
         self._file.flush()
         os.fsync(self._file.fileno())
 

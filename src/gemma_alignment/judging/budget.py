@@ -3,7 +3,7 @@
 import logging
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gemma_alignment.errors import UserError
@@ -19,6 +19,15 @@ BYTES_PER_TOKEN = 4
 EXPECTED_REPLY_TOKENS = 60
 _FRAME_BYTES = len(SYSTEM.encode()) + len(str(RESPONSE_SCHEMA)) + 128
 """Everything a request holds besides its user message, with room for role markers."""
+
+
+def batch_price(price: Price) -> Price:
+    """What the same model charges for requests that may wait."""
+    return replace(
+        price,
+        input_usd_per_million=price.input_usd_per_million * price.batch_share,
+        output_usd_per_million=price.output_usd_per_million * price.batch_share,
+    )
 
 
 def cost(price: Price, tokens_in: int, tokens_out: int) -> float:

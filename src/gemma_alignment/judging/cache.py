@@ -1,6 +1,6 @@
 """Replies that were paid for, by the content of what was asked."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,9 +39,12 @@ class ReplyCache:
 
     def put(self, judge: Judge, request: Request, reply: Reply) -> None:
         """Keep ``reply``; on return it is on the disk."""
-        line = _Line(cache_key(judge, request), request.content_key, reply)
+        self.put_many([(cache_key(judge, request), request.content_key, reply)])
+
+    def put_many(self, replies: Iterable[tuple[str, str, Reply]]) -> None:
+        """Keep replies, each with its key and content key; on return they are on the disk."""
         with self._log.locked() as log:
-            log.append(line.record())
+            log.append(*(_Line(*reply).record() for reply in replies))
 
     def _take_in(self, records: Sequence[dict[str, object]]) -> None:
         for record in records:

@@ -5,11 +5,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from gemma_alignment.errors import UserError
+from gemma_alignment.judging.batch_session import BatchSession
+from gemma_alignment.judging.batches import Batches
 from gemma_alignment.judging.budget import SpendLedger
 from gemma_alignment.judging.cache import ReplyCache
 from gemma_alignment.judging.client import Judge
+from gemma_alignment.judging.openai_judge import OpenAIJudge
 from gemma_alignment.judging.recorded import RecordedJudge
 from gemma_alignment.judging.rubric import RubricJudge
+from gemma_alignment.judging.service import Service
+from gemma_alignment.judging.session import Session
 from gemma_alignment.parameters.judge import JudgeParameters
 
 
@@ -62,9 +67,24 @@ class JudgeConnection:
             return self._openai(parameters)
         raise ValueError(f"there is no judge of kind {parameters.kind!r}")
 
-    def _openai(self, parameters: JudgeParameters) -> Judge:
-        from gemma_alignment.judging.openai_judge import OpenAIJudge
+    def session(
+        self,
+        parameters: JudgeParameters,
+        score: Callable[[str, str], float] | None = None,
+        skip_identical: bool = True,
+    ) -> Session:
+        """A session with that judge: cached, several requests at a time or in batches, if it costs money."""
+        judge = self.judge(parameters, score)
+        if not isinstance(judge, OpenAIJudge):
+            return Session(judge, None, concurrency=1, attempts=1, skip_identical=skip_identical)
+        cache, remote = self.cache(), parameters.remote
+        if remote.mode == "live":
+            return Session(judge, cache, remote.concurrency, parameters.attempts, skip_identical)
+        path = self._cache_path.with_suffix(".batches.jsonl")
+        batches = Batches(judge, cache, path, remote.batch_size, remote.batch_poll_s)
+        return BatchSession(judge, cache, 1, parameters.attempts, skip_identical, batches=batches)
 
+    def _openai(self, parameters: JudgeParameters) -> Judge:
         remote = parameters.remote
         if not self._api_key and remote.base_url is None:
             raise UserError(
@@ -72,4 +92,5 @@ class JudgeConnection:
                 "compatible service that needs no key in judge.remote.base_url, or set judge.kind=none."
             )
         ledger = SpendLedger(self._cache_path.with_suffix(".spend.jsonl"), remote.spend_cap_usd)
-        return OpenAIJudge(self._api_key or "no-key-needed", remote, parameters.seed, ledger)
+        service = Service(self._api_key or "no-key-needed", remote)
+        return OpenAIJudge(service, remote, parameters.seed, ledger)

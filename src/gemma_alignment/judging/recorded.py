@@ -57,9 +57,7 @@ def _only(names: set[str]) -> str:
 
 def _read(path: Path) -> dict[str, Reply]:
     if not path.is_file():
-        raise UserError(
-            f"no file of recorded judgements at {path}: set judge.recorded_path to one that exists."
-        )
+        raise UserError(f"no file of recorded judgements at {path}: set judge.recorded_path to one that exists.")
     replies: dict[str, Reply] = {}
     with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:

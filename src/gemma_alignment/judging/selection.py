@@ -88,9 +88,7 @@ def check_shared_models(cards: Mapping[System, Mapping[str, str]]) -> None:
             if fingerprints.get(part):
                 groups.setdefault(str(fingerprints[part]), []).append(system.name)
         if len(groups) > 1:
-            sides = "; ".join(
-                f"{key[:12]} in {', '.join(sorted(names))}" for key, names in sorted(groups.items())
-            )
+            sides = "; ".join(f"{key[:12]} in {', '.join(sorted(names))}" for key, names in sorted(groups.items()))
             raise UserError(
                 f"the runs to be compared do not share one {part.replace('_', ' ')} (fingerprints: {sides}). "
                 "Train the older ones again, as in `kedro run --pipeline=grpo --params "

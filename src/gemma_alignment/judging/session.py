@@ -69,6 +69,7 @@ class Session:
         Raises:
             UserError: the judge cannot go on; the message says what is saved.
         """
+        self.finish_earlier()
         requests: dict[str, Request] = {}
         for comparison in comparisons:
             for order in ("ab", "ba"):
@@ -80,10 +81,14 @@ class Session:
         if replies:
             logger.info("%d of %d judgements are known from %s.", len(replies), len(requests), self._where())
         self.judge.prepare(list(open_requests.values()))
-        replies |= self._ask_all(open_requests)
+        replies |= self.ask_all(open_requests)
         return [self._row(c, order, replies) for c in comparisons for order in ("ab", "ba")]
 
-    def _ask_all(self, requests: dict[str, Request]) -> dict[str, list[Reply]]:
+    def finish_earlier(self) -> None:
+        """Bring in what an earlier session left under way; nothing, when requests are sent one by one."""
+
+    def ask_all(self, requests: dict[str, Request]) -> dict[str, list[Reply]]:
+        """The replies to each request, the one that counts last; none where there was none."""
         if self.concurrency == 1:
             return {key: self._ask(request) for key, request in requests.items()}
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge")

@@ -24,9 +24,7 @@ class EvaluationParameters:
     def __post_init__(self) -> None:
         """Refuse settings that compare nothing."""
         if self.methods is not None and not self.methods:
-            raise ValueError(
-                "evaluation.methods is empty: name at least one, or set null for every method found"
-            )
+            raise ValueError("evaluation.methods is empty: name at least one, or set null for every method found")
         if self.seeds is not None and not self.seeds:
             raise ValueError("evaluation.seeds is empty: name at least one, or set null for every seed found")
         if self.max_prompts is not None and self.max_prompts < 1:
@@ -43,13 +41,15 @@ class Price:
     """US dollars for a million tokens sent."""
     output_usd_per_million: float
     """US dollars for a million tokens received."""
+    batch_share: float
+    """What part of these prices a batch costs."""
     as_of: str
     """The day this price was read, as YYYY-MM-DD."""
 
     def __post_init__(self) -> None:
         """Refuse prices that would let the cap leak."""
-        if self.input_usd_per_million < 0 or self.output_usd_per_million < 0:
-            raise ValueError(f"judge.prices: a price of {self.model} is negative")
+        if min(self.input_usd_per_million, self.output_usd_per_million, self.batch_share) < 0:
+            raise ValueError(f"judge.remote.prices: a price of {self.model} is negative")
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,12 @@ class RemoteParameters:
     """A pinned snapshot: a floating name would change the judge under the study."""
     base_url: str | None
     """Address of a compatible service; null: OpenAI's own."""
+    mode: Literal["live", "batch"]
+    """``live``: one request after the other; ``batch``: in files, within a day, for less."""
+    batch_poll_s: float
+    """Seconds between two looks at a batch."""
+    batch_size: int
+    """Most requests of one batch."""
     temperature: float
     """Sampling temperature; 0 is the least variable, not deterministic."""
     max_output_tokens: int
@@ -100,10 +106,10 @@ class RemoteParameters:
 
     def __post_init__(self) -> None:
         """Refuse limits that would send nothing, or without end."""
-        for name in ("max_output_tokens", "concurrency", "requests_per_minute", "max_attempts"):
+        for name in ("max_output_tokens", "concurrency", "batch_size", "requests_per_minute", "max_attempts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"judge.remote.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("timeout_s", "backoff_s", "max_backoff_s", "spend_cap_usd"):
+        for name in ("timeout_s", "batch_poll_s", "backoff_s", "max_backoff_s", "spend_cap_usd"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"judge.remote.{name} must be above 0, got {getattr(self, name)}")
         if not 0 <= self.temperature <= 2:

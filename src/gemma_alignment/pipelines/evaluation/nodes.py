@@ -125,14 +125,8 @@ def _effective_kind(settings: JudgeParameters, pairs: Sequence[Row]) -> tuple[Ef
 def _session(
     connection: JudgeConnection, settings: JudgeParameters, kind: EffectiveKind, skip_identical: bool = True
 ) -> Session:
-    remote = kind == "openai"
-    return Session(
-        judge=connection.judge(replace(settings, kind=kind), _gold_score() if kind == "rubric" else None),
-        cache=connection.cache() if remote else None,
-        concurrency=settings.remote.concurrency if remote else 1,
-        attempts=settings.attempts if remote else 1,
-        skip_identical=skip_identical,
-    )
+    score = _gold_score() if kind == "rubric" else None
+    return connection.session(replace(settings, kind=kind), score, skip_identical)
 
 
 def _gold_score() -> Callable[[str, str], float]:
@@ -174,9 +168,7 @@ def _lengths(pairs: Sequence[Row]) -> dict[tuple[str, str, str], tuple[int, int]
 
 def _control_strings(pairs: Sequence[Row]) -> dict[str, int]:
     """By system: answers that hold a text which speaks to a judge, each answer counted once."""
-    answers = {
-        (pair[f"system_{side}"], pair["prompt_id"]): pair[f"answer_{side}"] for pair in pairs for side in "ab"
-    }
+    answers = {(pair[f"system_{side}"], pair["prompt_id"]): pair[f"answer_{side}"] for pair in pairs for side in "ab"}
     counts = {system: 0 for system, _ in sorted(answers)}
     for (system, _), answer in answers.items():
         counts[system] += control_strings(answer) > 0

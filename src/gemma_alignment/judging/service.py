@@ -1,0 +1,137 @@
+"""Calls to a service of the OpenAI kind: what is tried again, how soon, and what ends everything."""
+
+import logging
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
+
+from gemma_alignment.errors import UserError
+from gemma_alignment.judging.client import JudgeUnavailable
+from gemma_alignment.judging.pacing import Pacer, backoff, requested_wait
+from gemma_alignment.parameters.judge import RemoteParameters
+
+if TYPE_CHECKING:
+    import openai
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+RETRIED = frozenset({408, 409, 429})
+"""Statuses below 500 that may pass by themselves; from 500 on all may."""
+FIRST_SERVER_ERROR = 500
+
+
+class Malformed(ValueError):
+    """The service sent something that is not what its interface says."""
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[T]):
+    """What became of one call."""
+
+    value: T | None
+    problem: str = ""
+    """Why there is no value."""
+    wait_s: float = 0.0
+    """How long the service asks to wait before the next call."""
+    billed: bool = True
+    """False where the service surely did no work."""
+
+
+class Service:
+    """The library's client, with pace and retries of our own (the library's are switched off).
+
+    Statuses 408, 409, 429 and from 500 on, timeouts, lost connections and bodies that cannot be
+    read are tried again, with exponential back-off and full jitter, never sooner than the
+    service asks for. A used-up quota, a refused key or an unknown model ends everything at once.
+
+    Args:
+        api_key: never shown or stored.
+        remote: section ``judge.remote``.
+    """
+
+    def __init__(self, api_key: str, remote: RemoteParameters) -> None:
+        import openai
+
+        self._api_key = api_key
+        self._remote = remote
+        self._rng = random.Random()
+        self._stopping = threading.Event()
+        self._pacer = Pacer(remote.requests_per_minute, self._stopping)
+        self._client = openai.OpenAI(api_key=api_key, base_url=remote.base_url, timeout=remote.timeout_s, max_retries=0)
+
+    @property
+    def base_url(self) -> str:
+        """Where the service is."""
+        return str(self._client.base_url)
+
+    def stop(self) -> None:
+        """End every wait; nothing more is sent."""
+        self._stopping.set()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, or raise JudgeUnavailable when stopped meanwhile."""
+        if self._stopping.wait(seconds):
+            raise JudgeUnavailable("judging was stopped")
+
+    def call(self, once: Callable[[], Outcome[T]]) -> T:
+        """Repeat ``once``, an :meth:`attempt` and what belongs around it, until it has a value.
+
+        Raises:
+            JudgeUnavailable: not within ``max_attempts``, or stopped meanwhile.
+            UserError: no repetition mends it.
+        """
+        problem = ""
+        for sending in range(self._remote.max_attempts):
+            self._pacer.wait_for_turn()
+            self.sleep(0.0)
+            outcome = once()
+            if outcome.value is not None:
+                return outcome.value
+            problem = outcome.problem
+            if sending + 1 < self._remote.max_attempts:
+                self._pause(sending, outcome)
+        raise JudgeUnavailable(f"no reply after {self._remote.max_attempts} attempts; the last: {problem}")
+
+    def attempt(self, send: Callable[["openai.OpenAI"], T]) -> Outcome[T]:
+        """One call: its value, or what went wrong and whether it may pass."""
+        import openai
+
+        try:
+            return Outcome(send(self._client))
+        except openai.APIStatusError as error:
+            return self._refused(error)
+        except openai.APITimeoutError:
+            return Outcome(None, f"no reply within {self._remote.timeout_s:g} s")
+        except openai.APIConnectionError:
+            return Outcome(None, "the connection failed or was lost")
+        except (openai.APIError, ValueError) as error:
+            return Outcome(None, f"the reply could not be read ({type(error).__name__})")
+
+    def _refused(self, error: "openai.APIStatusError") -> Outcome[T]:
+        status = error.status_code
+        if "insufficient_quota" in (error.code, error.type):
+            _give_up("the account's quota is used up (insufficient_quota): add credit")
+        if status in (401, 403):
+            _give_up(f"the service refused the key (status {status}): check OPENAI_API_KEY")
+        if status == 404:
+            _give_up(f"{self.base_url} knows no model {self._remote.model!r} or no such call (status 404)")
+        if status < FIRST_SERVER_ERROR and status not in RETRIED:
+            detail = error.message.replace(self._api_key, "***")[:300]
+            raise JudgeUnavailable(f"the service refused this request (status {status}): {detail}") from None
+        wait_s = requested_wait(error.response.headers)
+        return Outcome(None, f"status {status}", wait_s, billed=status >= FIRST_SERVER_ERROR)
+
+    def _pause(self, sending: int, outcome: Outcome[T]) -> None:
+        if outcome.wait_s:
+            self._pacer.hold(outcome.wait_s)  # the limit is everyone's
+        jitter = backoff(sending, self._remote.backoff_s, self._remote.max_backoff_s, self._rng)
+        logger.info("The judge is asked again in %.1f s: %s.", outcome.wait_s + jitter, outcome.problem)
+        self.sleep(outcome.wait_s + jitter)
+
+
+def _give_up(problem: str) -> NoReturn:
+    """End what no repetition mends; ``from None``, since the library's errors quote requests and keys."""
+    raise UserError(f"{problem}. Every verdict so far is saved; run the same command to go on from there.") from None

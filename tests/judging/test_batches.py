@@ -1,0 +1,194 @@
+"""Judging in batches over HTTP: joined by id, resumed after any step, billed once."""
+
+import json
+
+import pytest
+from chat_service import Answer, error, verdict
+
+from gemma_alignment.config import build
+from gemma_alignment.errors import UserError
+from gemma_alignment.judging.batches import MARK, Batches
+from gemma_alignment.judging.budget import SpendLedger
+from gemma_alignment.judging.connection import JudgeConnection
+from gemma_alignment.judging.session import Comparison
+from gemma_alignment.parameters.judge import JudgeParameters
+
+COMPARISONS = [Comparison(f"p{i}", f"q{i}", "a", "b", "x" * (i % 3 + 1), "yyyy") for i in range(10)]
+HALF_PRICE = (100 * 0.15 + 20 * 0.6) / 1e6 / 2
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def longer(body):
+    """The verdict of a judge that looks at length alone."""
+    texts = json.loads(body["messages"][1]["content"])
+    return verdict("1" if len(texts["answer_1"]) > len(texts["answer_2"]) else "2")
+
+
+@pytest.fixture
+def study(batch_service, judge_section, tmp_path):
+    """Judge everything in batches; each call is a run of its own over the same files."""
+    batch_service.say = longer
+    connection = JudgeConnection(tmp_path / "cache.jsonl", "key")
+
+    def run(**remote):
+        section = judge_section(base_url=batch_service.url, mode="batch", **remote)
+        return connection.session(build(JudgeParameters, section, "judge")).judgements(COMPARISONS)
+
+    return run
+
+
+def spent(tmp_path):
+    return SpendLedger(tmp_path / "cache.spend.jsonl", 1.0).spent()
+
+
+EXPECTED = ["second", "first"] * 10
+
+
+def test_replies_are_joined_by_id_whatever_their_order(study, batch_service, tmp_path):
+    rows = study()
+    assert [row["verdict"] for row in rows] == EXPECTED
+    assert [row["calls"] for row in rows] == [1] * 20
+    assert len(batch_service.batches) == 1
+    assert rows[0]["cost"] == pytest.approx(HALF_PRICE)
+    assert spent(tmp_path) == pytest.approx(20 * HALF_PRICE)
+
+
+def test_a_batch_asks_what_a_live_judge_asks(study, batch_service, service, judge_section, tmp_path):
+    study()
+    live = build(JudgeParameters, judge_section(), "judge")
+    JudgeConnection(tmp_path / "other.jsonl", "key").session(live).judgements(COMPARISONS)
+    handed_in = sorted(json.dumps(line["body"], sort_keys=True) for line in batch_service.asked())
+    assert handed_in == sorted(json.dumps(body, sort_keys=True) for body in service.received)
+    assert {(line["method"], line["url"]) for line in batch_service.asked()} == {("POST", "/v1/chat/completions")}
+    assert all(len(line["custom_id"]) == 64 for line in batch_service.asked())  # the longest the service takes
+
+
+def test_what_is_known_is_not_handed_in_again(study, batch_service):
+    first = study()
+    assert study() == first
+    assert len(batch_service.batches) == 1
+
+
+def test_requests_are_split_by_number(study, batch_service):
+    rows = study(batch_size=7)
+    assert [row["verdict"] for row in rows] == EXPECTED
+    assert len(batch_service.batches) == 3
+    assert len({line["custom_id"] for line in batch_service.asked()}) == 20
+
+
+def test_requests_are_split_by_size(study, batch_service, monkeypatch):
+    monkeypatch.setattr("gemma_alignment.judging.batches.MAX_BYTES", 10_000)
+    assert [row["verdict"] for row in study()] == EXPECTED
+    assert len(batch_service.batches) > 3
+    assert all(len(content) <= 10_000 for name, content in batch_service.files.items() if name[:5] == "file-")
+
+
+def test_what_expired_is_handed_in_again_and_what_was_finished_is_kept(study, batch_service, tmp_path):
+    batch_service.say = lambda body: longer(body) if '"q3"' in body["messages"][1]["content"] else None
+    batch_service.ends = lambda batch: "expired" if batch["id"] == "batch-0" else "completed"
+
+    def after_the_first(body):
+        return longer(body) if len(batch_service.batches) > 1 or '"q3"' in body["messages"][1]["content"] else None
+
+    batch_service.say = after_the_first
+    rows = study()
+    assert [row["verdict"] for row in rows] == EXPECTED
+    sizes = [len(batch_service.files[b["input_file_id"]].split(b"\n")) for b in batch_service.batches.values()]
+    assert sizes == [20, 18]
+    assert spent(tmp_path) == pytest.approx(20 * HALF_PRICE)
+
+
+def test_a_completed_batch_may_hold_only_errors(study, batch_service):
+    batch_service.say = lambda body: None
+    rows = study()
+    assert {row["verdict"] for row in rows} == {"unparsed"}
+    assert {row["calls"] for row in rows} == {0}
+    assert len(batch_service.batches) == 3  # attempts
+
+
+def test_refusals_are_asked_again_with_another_seed(study, batch_service):
+    batch_service.say = lambda body: longer(body) if body["seed"] == 44 else "I would rather not."
+    rows = study()
+    assert [row["verdict"] for row in rows] == EXPECTED
+    assert {row["calls"] for row in rows} == {3}
+    assert [line["body"]["seed"] for line in batch_service.asked()] == [42] * 20 + [43] * 20 + [44] * 20
+
+
+def test_a_refused_batch_says_why(study, batch_service, tmp_path):
+    batch_service.ends = lambda batch: "failed"
+    with pytest.raises(UserError, match="refused batch batch-0: line 1 is no JSON"):
+        study()
+    assert spent(tmp_path) == 0
+    batch_service.ends = lambda batch: "completed"
+    assert [row["verdict"] for row in study()] == EXPECTED
+
+
+@pytest.mark.parametrize("step", ["POST /files", "POST /batches", "GET /batches/", "GET /files"])
+@pytest.mark.parametrize("fault", [error(500), error(429, "rate_limit_exceeded"), Answer(drop=True)])
+def test_faults_at_every_step_are_survived(study, batch_service, tmp_path, step, fault):
+    batch_service.faults = [(step, fault), (step, fault)]
+    assert [row["verdict"] for row in study()] == EXPECTED
+    assert len(batch_service.batches) == 1
+    assert spent(tmp_path) == pytest.approx(20 * HALF_PRICE)
+
+
+def test_a_batch_whose_confirmation_was_lost_is_not_handed_in_twice(study, batch_service, tmp_path):
+    batch_service.faults = [("POST /batches", Answer(drop=True))]
+    batch_service.after_faults = {"POST /batches"}
+    assert [row["verdict"] for row in study()] == EXPECTED
+    assert len(batch_service.batches) == 1
+    assert spent(tmp_path) == pytest.approx(20 * HALF_PRICE)
+
+
+@pytest.mark.parametrize("step", ["_call", "_create", "_handed_in", "_wait", "_replies"])
+def test_a_run_killed_at_any_step_is_taken_up(study, batch_service, tmp_path, monkeypatch, step):
+    """Killed before the named step: what the service has is collected, and billed once."""
+
+    def die(*args, **kwargs):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Batches, step, die)
+        with pytest.raises(Killed):
+            study()
+    reserved = spent(tmp_path)
+    assert reserved > 20 * HALF_PRICE  # the worst case, until the bill is known
+    handed_in = len(batch_service.batches)
+    assert handed_in == (step in ("_handed_in", "_wait", "_replies"))
+    assert [row["verdict"] for row in study()] == EXPECTED
+    assert len(batch_service.batches) == 1
+    assert spent(tmp_path) == pytest.approx(20 * HALF_PRICE)
+    assert {batch["metadata"][MARK] for batch in batch_service.batches.values()} != {None}
+
+
+def test_a_service_out_of_reach_leaves_the_batch_to_be_collected(study, batch_service):
+    batch_service.faults = [("GET /batches/", error(503))] * 4
+    with pytest.raises(UserError, match="the same command collects it"):
+        study()
+    assert [row["verdict"] for row in study()] == EXPECTED
+    assert len(batch_service.batches) == 1
+
+
+def test_a_batch_is_reserved_at_its_worst_and_refused_above_the_cap(study, batch_service):
+    with pytest.raises(UserError, match="cap is reached"):
+        study(spend_cap_usd=0.002)
+    assert not batch_service.batches
+    with pytest.raises(UserError, match="Nothing was sent"):
+        study(spend_cap_usd=0.0001)
+
+
+def test_lines_that_make_no_sense_are_passed_over(study, batch_service):
+    results = batch_service._results
+
+    def odd(name, lines):
+        ids = results(name, lines)
+        extra = [b"not json", b"[]", b"{}", b'{"custom_id": "unknown", "response": {"status_code": 200, "body": {}}}']
+        known = json.dumps({"custom_id": lines[0]["custom_id"], "response": {"status_code": 200, "body": {}}})
+        batch_service.files[ids["output_file_id"]] += b"\n".join([*extra, known.encode()]) + b"\n"
+        return ids
+
+    batch_service._results = odd
+    assert [row["verdict"] for row in study()] == EXPECTED
