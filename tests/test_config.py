@@ -72,7 +72,10 @@ def test_values_are_placed_and_only_ints_and_lists_are_converted():
         ({"inner": 3}, r"outer\.inner: expected a section with keys, got 3"),
         ({"inner": {"rank": 3, "kind": "c"}}, r"outer\.inner\.kind: expected one of a, b, got 'c'"),
         ({"inner": {"rank": 3}}, r"missing parameter: outer\.inner\.kind"),
-        ({"inner": {"rnak": 3, "kind": "a"}}, r"unknown parameter outer\.inner\.rnak; did you mean outer\.inner\.rank\?"),
+        (
+            {"inner": {"rnak": 3, "kind": "a"}},
+            r"unknown parameter outer\.inner\.rnak; did you mean outer\.inner\.rank\?",
+        ),
         ({"many": [{"rank": 1, "kind": 1}]}, r"outer\.many\[0\]\.kind: expected one of a, b"),
         ({"count": 0}, r"outer: count must be at least 1, got 0"),
         ({"zzz": 1}, r"unknown parameter outer\.zzz; known here: count, "),

@@ -49,7 +49,7 @@ def test_a_save_that_fails_keeps_the_model_that_was_there(tmp_path):
 
 
 def test_a_directory_that_is_not_there_is_an_error_with_its_path(tmp_path):
-    with pytest.raises(DatasetError, match="no model directory at .*policy"):
+    with pytest.raises(DatasetError, match=r"no model directory at .*policy"):
         ModelDirectoryDataset(str(tmp_path / "policy")).load()
 
 

@@ -1,0 +1,124 @@
+"""Data: every line accounted for, splits that do not leak, records to the letter."""
+
+import copy
+import json
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gemma_alignment.errors import UserError
+from gemma_alignment.pipelines.data_processing import nodes
+from gemma_alignment.pipelines.data_processing.rows import check_rows
+from gemma_alignment.world.preferences import generate_rows
+
+GOOD = next(iter(generate_rows(1, 1.0, 0.6, 0.0, 5)))
+PREFERENCES = {
+    "source": "embedded", "path": None, "repository": None, "revision": None, "split": "train_prefs",
+    "sample_size": 60, "eval_fraction": 0.2, "min_rows": 5, "score_range": [0, 10], "max_prompt_tokens": 96,
+    "max_response_tokens": 96, "max_line_bytes": 100000,
+}  # fmt: skip
+
+
+def changed(**changes) -> bytes:
+    return json.dumps({**copy.deepcopy(GOOD), **changes}).encode()
+
+
+def without(name: str) -> bytes:
+    return json.dumps({key: value for key, value in GOOD.items() if key != name}).encode()
+
+
+USER = {"role": "user", "content": "x"}
+BAD = {
+    "not JSON": b"{",
+    "not a JSON object": b"[1]",
+    "invalid UTF-8": b'{"a": "\xff"}',
+    "longer than max_line_bytes": b'"' + b"x" * 100001 + b'"',
+    "missing field score_chosen": without("score_chosen"),
+    "missing field messages": without("messages"),
+    "prompt is empty": changed(prompt="  "),
+    "prompt_id is empty": changed(prompt_id=""),
+    "roles are": changed(chosen=[USER, {"role": "system", "content": "y"}]),
+    "empty answer": changed(rejected=[USER, {"role": "assistant", "content": " "}]),
+    "without text content": changed(chosen=[USER, {"role": "assistant", "content": 3}]),
+    "not a list": changed(chosen="text"),
+    "score_chosen is not a number": changed(score_chosen="9"),
+    "score_rejected is not a number": changed(score_rejected=True),
+    "lies outside": changed(score_chosen=11),
+    "identical": changed(rejected=GOOD["chosen"]),
+    "exact repeat": changed(),
+    "another prompt": changed(prompt="Name two other things."),
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_each_fault_is_rejected_with_its_line_and_reason(reason: str) -> None:
+    kept, rejected = check_rows([(1, changed()), (7, BAD[reason])], 100000, 0, 10)
+    assert [item["line"] for item in kept] == [1]
+    assert rejected[0]["line"] == 7
+    assert reason in rejected[0]["reason"]
+
+
+@given(st.lists(st.one_of(st.binary(), st.sampled_from(list(BAD.values())), st.just(changed())), max_size=12))
+def test_rows_in_are_rows_kept_plus_rows_rejected(lines: list[bytes]) -> None:
+    kept, rejected = check_rows(list(enumerate(lines)), 100000, 0, 10)
+    assert sorted(item["line"] for item in kept + rejected) == list(range(len(lines)))
+    json.dumps(rejected)
+
+
+def test_several_pairs_of_a_prompt_and_equal_scores_are_kept() -> None:
+    other = changed(rejected=[USER, {"role": "assistant", "content": "else"}], score_chosen=5.0, score_rejected=5.0)
+    kept, rejected = check_rows([(1, changed()), (2, other)], 100000, 0, 10)
+    assert (len(kept), rejected) == (2, [])
+
+
+def test_genrm_record_to_the_letter() -> None:
+    row = {"prompt": "P", "chosen": [USER, {"role": "assistant", "content": "C"}], "score_chosen": 8}
+    record = nodes.to_genrm_record(row)
+    assert [m["role"] for m in record["messages"]] == ["user", "assistant"]
+    assert record["messages"][0]["content"].startswith("User: P\n\nAssistant: C\n\nAnalyze the quality")
+    assert record["messages"][1]["content"] == "Score: 8.0/10. The response is helpful, harmless, and honest."
+    assert nodes.parse_score(record["messages"][1]["content"]) == 8.0
+
+
+@given(st.floats(0, 10))
+def test_the_score_parses_back(score: float) -> None:
+    text = nodes.to_genrm_record({**GOOD, "score_chosen": score})["messages"][1]["content"]
+    assert nodes.parse_score(text) == pytest.approx(score, abs=0.0501)
+
+
+@given(st.text())
+def test_parse_score_survives_any_text(text: str) -> None:
+    found = nodes.parse_score(text)
+    assert found is None or found >= 0
+
+
+def rows_with_repeats() -> list[dict]:
+    return list(generate_rows(400, 1.0, 0.6, 0.2, 9))
+
+
+def test_the_split_is_by_prompt_and_complete() -> None:
+    rows = rows_with_repeats()
+    train, test, prompts_train, prompts_eval = nodes.split_preferences(rows, PREFERENCES, 42)
+    assert Counter(json.dumps(r) for r in train + test) == Counter(json.dumps(r) for r in rows)
+    assert not {r["prompt_id"] for r in train} & {r["prompt_id"] for r in test}
+    assert {r["prompt_id"] for r in train} == {p["prompt_id"] for p in prompts_train}
+    assert len(prompts_eval) == len({p["prompt_id"] for p in prompts_eval})
+    assert 0.1 < len(test) / len(rows) < 0.3
+    assert nodes.split_preferences(rows, PREFERENCES, 43)[1] != test
+
+
+def test_lengths_are_limited_and_nothing_is_cut(tmp_path) -> None:
+    kept, rejected = check_rows(
+        [(i, json.dumps(row).encode()) for i, row in enumerate(generate_rows(40, 1.0, 0.6, 0.2, 1), 1)], 100000, 0, 10
+    )
+    nodes.train_tokenizer(kept, {"vocabulary_size": 420}, {"base_model": "pretrain"}).save_pretrained(str(tmp_path))
+    good, bad = nodes.limit_lengths(kept, rejected, str(tmp_path), {**PREFERENCES, "max_response_tokens": 60})
+    assert len(good) + len(bad) == 40
+    assert bad
+    assert all("max_response_tokens 60" in item["reason"] for item in bad if item not in rejected)
+    originals = [item["row"] for item in kept]
+    assert all(row in originals for row in good)
+    with pytest.raises(UserError, match=r"Only 0 preference rows are usable, but preferences.min_rows is 5"):
+        nodes.limit_lengths(kept, rejected, str(tmp_path), {**PREFERENCES, "max_prompt_tokens": 3})
