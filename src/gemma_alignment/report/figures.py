@@ -41,15 +41,15 @@ def forest(comparison: Mapping[str, Any]) -> Figure | None:
         "hovertemplate": "%{y}<br>%{text}<extra></extra>",
     }
     layout = {
-        "xaxis": {"title": {"text": f"Cohen's d   (← {b} higher · {a} higher →)"}, "zeroline": True},
+        "xaxis": {"title": {"text": f"Cohen’s d<br>← {b} higher · {a} higher →"}, "zeroline": True},
         "yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False},
-        "margin": {"l": 10, "r": 16, "t": 8, "b": 44},
+        "margin": {"l": 10, "r": 16, "t": 8, "b": 62},
     }
     caption = (
         f"Effect sizes, {a} − {b}, with {protocol['confidence']:.0%} noncentral-t intervals over seeds. "
         "Better or worse depends on the metric: the arrow beside its name points to the better side."
     )
-    return Figure("forest", "Effect sizes", caption, {"data": [trace], "layout": layout}, 90 + 42 * len(rows))
+    return Figure("forest", "Effect sizes", caption, {"data": [trace], "layout": layout}, 108 + 42 * len(rows))
 
 
 def _direction_label(block: Mapping[str, Any]) -> str:

@@ -87,7 +87,7 @@ def significance(comparison: Block) -> Html:
     """Welch, Holm and the two exact tests, with what each can reach."""
     columns = [
         Column("Metric"),
-        Column("Welch t", True),
+        Column("t", True, "Welch’s; for the head-to-head rate one-sample, against 1/2"),
         Column("df", True),
         Column("p", True),
         Column("p, Holm", True, "over the secondary family, from Welch’s p"),

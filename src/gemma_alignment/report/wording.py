@@ -52,6 +52,7 @@ def evidence(comparison: Block) -> str:
     if verdict["primary"]:
         pair = comparison["win_rates"][f"{protocol['method_a']}_vs_{protocol['method_b']}"]["crossed"]
         margin = protocol["margin"]
+        digits = 0 if round(100 * margin, 6).is_integer() else 1
         text = f"{a} won {percent(verdict['estimate'])} of its comparisons with {b}, a tie counting one half"
         if verdict["low"] is None:
             over = pair["over_prompts"]
@@ -61,7 +62,7 @@ def evidence(comparison: Block) -> str:
             text += ", for new prompts and for new seeds"
         return (
             f"{text} ({_count(pair['seeds'], 'seed')} × {pair['prompts']} prompts). 50% is no difference; "
-            f"{percent(0.5 - margin, 0)} to {percent(0.5 + margin, 0)} is none that matters."
+            f"{percent(0.5 - margin, digits)} to {percent(0.5 + margin, digits)} is none that matters."
         )
     metric = comparison["metrics"][verdict["metric"]]
     return (
