@@ -6,7 +6,7 @@ from importlib.resources import files
 from typing import Any
 
 from gemma_alignment.parameters.reporting import ReportingParameters
-from gemma_alignment.report import figures, learning, sections, tables, wording
+from gemma_alignment.report import figures, learning, sections, tables, win_tables, wording
 from gemma_alignment.report.curves import axes_of, compared, others
 from gemma_alignment.report.html import Content, Html, details, h, join
 from gemma_alignment.report.plotting import Figure
@@ -128,8 +128,8 @@ def _results(comparison: Block) -> Html:
 def _win_rates(comparison: Block) -> Html:
     return join(
         [
-            tables.win_rates(comparison),
-            details("Seed by seed", tables.win_rates_by_seed(comparison), open_=True),
+            win_tables.win_rates(comparison),
+            details("Seed by seed", win_tables.win_rates_by_seed(comparison), open_=True),
         ]
     )
 

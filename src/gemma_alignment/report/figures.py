@@ -41,7 +41,7 @@ def forest(comparison: Mapping[str, Any]) -> Figure | None:
         "hovertemplate": "%{y}<br>%{text}<extra></extra>",
     }
     layout = {
-        "xaxis": {"title": {"text": f"Cohen’s d<br>← {b} higher · {a} higher →"}, "zeroline": True},
+        "xaxis": {"title": {"text": f"Cohen’s d<br>← {b} higher · {a} higher →", "font": {"size": 11}}},
         "yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False},
         "margin": {"l": 10, "r": 16, "t": 8, "b": 62},
     }
