@@ -116,9 +116,7 @@ def test_group_credit_by_hand(group_centered=group_centered, leave_one_out=leave
 def test_leave_one_out_is_centred_credit_times_k_over_k_minus_1(leave_one_out=leave_one_out):
     scores = torch.randn(30, generator=torch.Generator().manual_seed(0))
     for group_size, factor in ((2, 2.0), (3, 1.5), (6, 1.2)):
-        assert torch.allclose(
-            leave_one_out(scores, group_size), factor * group_centered(scores, group_size), atol=1e-6
-        )
+        assert torch.allclose(leave_one_out(scores, group_size), factor * group_centered(scores, group_size), atol=1e-6)
 
 
 @pytest.mark.parametrize("credit", GROUP_FUNCTIONS)

@@ -79,9 +79,7 @@ def test_k3_keeps_its_digits_near_zero():
 def test_monte_carlo_agrees_and_k3_varies_less():
     """200,000 tokens from the policy: each mean within four standard errors of the exact KL."""
     policy, reference = (x.log_softmax(0) for x in NEAR)
-    tokens = torch.multinomial(
-        policy.exp(), 200_000, replacement=True, generator=torch.Generator().manual_seed(3)
-    )
+    tokens = torch.multinomial(policy.exp(), 200_000, replacement=True, generator=torch.Generator().manual_seed(3))
     exact = _kl(policy, reference).item()
     spread = {}
     for estimator in (k1, k3):

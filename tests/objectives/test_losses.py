@@ -104,9 +104,7 @@ def test_value_error_on_each_side_of_the_clip(case, clipped_value_error=clipped_
 
 def test_a_wide_clip_leaves_half_the_squared_error(clipped_value_error=clipped_value_error):
     values, old, returns = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(
-        clipped_value_error(values, old, returns, 100), 0.5 * (values - returns) ** 2, atol=1e-5
-    )
+    assert torch.allclose(clipped_value_error(values, old, returns, 100), 0.5 * (values - returns) ** 2, atol=1e-5)
 
 
 def test_value_error_ignores_a_common_shift(clipped_value_error=clipped_value_error):
@@ -187,9 +185,7 @@ def _high_side_everywhere(new, old, advantages, low, high=None):
     return clipped_surrogate(new, old, advantages, low if high is None else high)
 
 
-@pytest.mark.parametrize(
-    "wrong", [_max_for_min, _clipped_alone, _not_clipped, _upside_down, _inverse_ratio]
-)
+@pytest.mark.parametrize("wrong", [_max_for_min, _clipped_alone, _not_clipped, _upside_down, _inverse_ratio])
 def test_planted_clip_is_caught(wrong):
     with pytest.raises(AssertionError):
         for quadrant in QUADRANTS:
@@ -217,9 +213,7 @@ def _value_without_the_half(values, old, returns, clip):
     return 2 * clipped_value_error(values, old, returns, clip)
 
 
-@pytest.mark.parametrize(
-    "wrong", [_value_min, _value_clip_around_the_return, _value_without_the_half]
-)
+@pytest.mark.parametrize("wrong", [_value_min, _value_clip_around_the_return, _value_without_the_half])
 def test_planted_value_error_is_caught(wrong):
     with pytest.raises(AssertionError):
         for case in VALUES:

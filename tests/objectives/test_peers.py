@@ -90,9 +90,7 @@ def test_ppo_loss_and_its_gradients():
     assert (policy + 0.5 * value).item() == pytest.approx(-0.09918228789953766, abs=EXACT)
     slopes = [-0.13645512528557177, 0.1373934389960216, -0.3016124721759657, 0.0, 0.0, 0.04524187082639485]
     assert _near(new.grad[MASK], slopes)
-    assert _near(
-        values.grad, [[0.0, -0.03333333327777778, 0.0, 0.0], [-0.058333333236111104, 0.0, 0.0, 0.0]]
-    )
+    assert _near(values.grad, [[0.0, -0.03333333327777778, 0.0, 0.0], [-0.058333333236111104, 0.0, 0.0, 0.0]])
 
 
 def test_torchtune_ratio_counts_padding():

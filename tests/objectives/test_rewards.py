@@ -22,17 +22,13 @@ def test_token_rewards_by_hand(token_rewards=token_rewards):
     assert torch.allclose(found, torch.tensor(expected), atol=1e-7)
 
 
-def test_token_rewards_sum_to_the_penalised_score(
-    token_rewards=token_rewards, penalised_scores=penalised_scores
-):
+def test_token_rewards_sum_to_the_penalised_score(token_rewards=token_rewards, penalised_scores=penalised_scores):
     total = penalised_scores(SCORES, OLD, REF, MASK, 0.1)
     assert torch.allclose(total, torch.tensor([0.83 + 0.25, -2.0 - 0.15, 1.0]), atol=1e-6)
     assert torch.allclose(token_rewards(SCORES, OLD, REF, MASK, 0.1).sum(1), total, atol=1e-6)
 
 
-def test_without_a_penalty_only_the_score_is_left(
-    token_rewards=token_rewards, penalised_scores=penalised_scores
-):
+def test_without_a_penalty_only_the_score_is_left(token_rewards=token_rewards, penalised_scores=penalised_scores):
     rewards = token_rewards(SCORES, OLD, REF, MASK, 0.0)
     assert rewards.sum(1).tolist() == SCORES.tolist()
     assert (rewards != 0).sum(1).tolist() == [1, 1, 1]
@@ -52,9 +48,7 @@ def test_padding_changes_no_reward(token_rewards=token_rewards, penalised_scores
     longer = token_rewards(SCORES, old, ref, mask, 0.1)
     assert torch.equal(longer[:, :4], token_rewards(SCORES, OLD, REF, MASK, 0.1))
     assert not longer[:, 4:].any()
-    assert torch.allclose(
-        penalised_scores(SCORES, old, ref, mask, 0.1), penalised_scores(SCORES, OLD, REF, MASK, 0.1)
-    )
+    assert torch.allclose(penalised_scores(SCORES, old, ref, mask, 0.1), penalised_scores(SCORES, OLD, REF, MASK, 0.1))
 
 
 def test_integer_scores_are_caught_by_the_shape_checks():

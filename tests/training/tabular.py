@@ -110,7 +110,7 @@ def losses(tables: Tables, method, micro: Minibatch, normalizer: Normalizer):
     return found
 
 
-def train(method, *, iterations=120, responses=48, kl_coef=0.01, rate=0.1, seed=0, sign=1.0) -> dict[str, float]:
+def train(method, *, iterations=50, responses=48, kl_coef=0.01, rate=0.15, seed=0, sign=1.0) -> dict[str, float]:
     """A small loop with the same budget for every method; returns the last ten iterations' means."""
     tables, chance = Tables(), torch.Generator().manual_seed(seed)
     tables.policy.requires_grad_()

@@ -1,5 +1,6 @@
 """Every method finds a planted optimum; none does with a planted bug. Seconds, on a table."""
 
+import jaxtyping
 import pytest
 import tabular
 import torch
@@ -7,8 +8,16 @@ from tabular import configured, train
 
 from gemma_alignment.training.methods import METHODS, base, ppo
 
-LEARNT = 3.7
+LEARNT = 3.8
 """Of 4. A uniform policy scores about 1.4; the second best response 3."""
+
+
+@pytest.fixture(autouse=True)
+def _unchecked():
+    """Shapes are checked on the same calls in ``test_methods``; here that would be most of the time."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.learning
@@ -55,7 +64,7 @@ def test_scores_upside_down_are_followed_down(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_larger_coefficient_keeps_the_policy_nearer_to_the_reference(name):
     free, held = (train(configured(name), kl_coef=coef)["kl"] for coef in (0.01, 2.0))
-    assert held < 0.6 * free
+    assert held < 0.1 * free
 
 
 @pytest.mark.learning

@@ -61,9 +61,7 @@ def group_centered(scores: Float[Tensor, " B"], group_size: int) -> Float[Tensor
     return _rows(groups - groups.mean(1, keepdim=True), scores)
 
 
-def group_scale(
-    scores: Float[Tensor, " B"], group_size: int, eps: Number = GROUP_EPSILON
-) -> Float[Tensor, " B"]:
+def group_scale(scores: Float[Tensor, " B"], group_size: int, eps: Number = GROUP_EPSILON) -> Float[Tensor, " B"]:
     """The divisor of ``group_zscore`` for each row: the sd of its group (ddof 1) + eps.
 
     Raises:
@@ -73,9 +71,7 @@ def group_scale(
     return _rows((groups.std(1, keepdim=True) + eps).expand_as(groups), scores)
 
 
-def group_zscore(
-    scores: Float[Tensor, " B"], group_size: int, eps: Number = GROUP_EPSILON
-) -> Float[Tensor, " B"]:
+def group_zscore(scores: Float[Tensor, " B"], group_size: int, eps: Number = GROUP_EPSILON) -> Float[Tensor, " B"]:
     """A_i = (r_i − mean) / (sd + eps) within the group, sd with ddof 1.
 
     Invariant to shift and, as long as sd ≫ eps, to scale: every prompt weighs alike.
@@ -132,9 +128,7 @@ def _groups(scores: Tensor, group_size: int) -> Tensor:
 
 def _check_groups(rows: Tensor, group_size: int) -> None:
     if group_size < 2:
-        raise ValueError(
-            f"group_size is {group_size}: credit against a group needs 2 responses a prompt or more"
-        )
+        raise ValueError(f"group_size is {group_size}: credit against a group needs 2 responses a prompt or more")
     if rows.shape[0] % group_size:
         raise ValueError(f"{rows.shape[0]} responses do not make whole groups of {group_size}")
 

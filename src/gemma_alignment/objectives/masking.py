@@ -37,9 +37,7 @@ def masked_mean(
     return masked_sum(x, mask, dim) / count.clamp(min=1)
 
 
-def whiten(
-    x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], eps: Number = 1e-8
-) -> Float[Tensor, "*shape"]:
+def whiten(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], eps: Number = 1e-8) -> Float[Tensor, "*shape"]:
     """Shift and scale to mean 0 and variance 1 on the mask, 0 elsewhere.
 
     (x − μ) / √(σ² + eps) with the masked mean μ and the masked population variance σ² (no Bessel

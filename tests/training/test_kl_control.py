@@ -1,0 +1,155 @@
+"""The KL controller: phases, floors, a fast rise and a slow fall."""
+
+import json
+import math
+
+import pytest
+import yaml
+from tabular import CONF
+
+from gemma_alignment.errors import UserError
+from gemma_alignment.training.kl_control import KLController
+
+SCHEDULE = (0.05, 0.02, 0.01)
+
+
+def _controller(**changes):
+    return KLController(**{"schedule": SCHEDULE, "target": 0.5, "horizon": 96, **changes})
+
+
+def test_a_phase_starts_at_its_value_and_resets_what_the_last_one_learnt():
+    control = _controller()
+    assert control.coef == 0.05
+    control.update(kl=5.0, n=96, progress=0.1)
+    assert control.coef == pytest.approx(0.075)
+    assert control.update(kl=5.0, n=96, progress=1 / 3) == 0.02
+    control.update(kl=5.0, n=96, progress=0.5)
+    assert control.coef == pytest.approx(0.03)
+    assert control.update(kl=5.0, n=96, progress=2 / 3) == 0.01
+    assert control.update(kl=5.0, n=96, progress=1.0) == pytest.approx(0.015)
+
+
+def test_update_by_hand():
+    """coef · (1 + clip(KL / target − 1, −.1, .5) · n / horizon)."""
+    for kl, n, expected in [
+        (0.6, 96, 0.1 * 1.2),  # inside the clip
+        (9.0, 96, 0.1 * 1.5),  # up by half at most
+        (0.48, 96, 0.1 * 0.96),
+        (0.0, 96, 0.1 * 0.9),  # down by a tenth at most
+        (9.0, 48, 0.1 * 1.25),  # half the responses, half the step
+        (0.5, 96, 0.1),
+    ]:
+        control = _controller(schedule=[0.01])
+        control.load_state_dict({"phase": 0, "coef": 0.1})
+        assert control.update(kl=kl, n=n, progress=0.5) == pytest.approx(expected), (kl, n)
+
+
+def test_it_never_falls_below_the_phases_value():
+    control = _controller()
+    for iteration in range(1, 81):
+        coef = control.update(kl=0.0, n=96, progress=iteration / 80)
+        assert coef == SCHEDULE[min(3 * iteration // 80, 2)]
+
+
+def test_it_rises_faster_than_it_falls():
+    control = _controller(schedule=[0.01])
+    control.update(kl=5.0, n=96, progress=0.1)
+    steps = 0
+    while control.coef > 0.01:
+        control.update(kl=0.0, n=96, progress=0.1)
+        steps += 1
+    assert steps == math.ceil(math.log(1.5) / -math.log(0.9)) == 4
+
+
+@pytest.mark.parametrize("iterations", [3, 7, 29, 80, 99, 300, 1000])
+@pytest.mark.parametrize("phases", [1, 2, 3, 7])
+def test_phase_borders_stand_at_the_exact_iteration(iterations, phases):
+    """Against integer arithmetic: after update i of n the phase is ⌊i · phases / n⌋, the last one included."""
+    schedule = [0.1 / (k + 1) for k in range(phases)]
+    control = KLController(schedule, 1.0, 10)
+    for i in range(1, iterations + 1):
+        coef = control.update(kl=0.0, n=10, progress=i / iterations)
+        assert coef == schedule[min(i * phases // iterations, phases - 1)]
+
+
+def test_with_80_iterations_the_phases_begin_at_28_and_55():
+    """The update after iteration 27 (27 / 80 > 1/3) sets the coefficient of iteration 28."""
+    control, in_force = _controller(), []
+    for iteration in range(1, 81):
+        in_force.append(control.coef)
+        control.update(kl=0.0, n=96, progress=iteration / 80)
+    changes = [i + 1 for i in range(1, 80) if in_force[i] != in_force[i - 1]]
+    assert changes == [28, 55]
+
+
+def test_it_steers_a_policy_that_gives_in_to_the_coefficient_to_the_target():
+    """A world where KL = .03 / coef: from .6 at the floor to the target of .5, at a coefficient of .06."""
+    control = _controller(schedule=[0.05])
+    for _ in range(60):
+        control.update(kl=0.03 / control.coef, n=96, progress=0.5)
+    assert control.coef == pytest.approx(0.06, rel=1e-3)
+
+
+@pytest.mark.parametrize("stop", [5, 26, 40])
+def test_resumed_equals_uninterrupted(stop):
+    divergences = [abs(math.sin(i)) * 2 for i in range(80)]
+    control, history = _controller(), []
+    for i, kl in enumerate(divergences):
+        if i == stop:
+            saved = json.loads(json.dumps(control.state_dict()))
+            control = _controller()
+            control.load_state_dict(saved)
+        history.append(control.update(kl=kl, n=96, progress=(i + 1) / 80))
+    plain = _controller()
+    assert history == [plain.update(kl=kl, n=96, progress=(i + 1) / 80) for i, kl in enumerate(divergences)]
+
+
+@pytest.mark.parametrize("kl", [math.nan, math.inf, -math.inf])
+def test_a_divergence_that_is_not_finite_is_refused_and_changes_nothing(kl):
+    control = _controller()
+    before = control.state_dict()
+    with pytest.raises(UserError, match="KL to the reference is"):
+        control.update(kl=kl, n=96, progress=0.5)
+    assert control.state_dict() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedule": ()}, "at least one phase"),
+        ({"schedule": (0.1, -0.1)}, "no negative value"),
+        ({"target": 0.0}, "above 0"),
+        ({"horizon": 0}, "above 0"),
+        ({"max_rise": -0.1}, "max_rise"),
+        ({"max_fall": 1.5}, "max_fall"),
+    ],
+)
+def test_settings_without_meaning_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        _controller(**changes)
+
+
+def test_a_schedule_of_zeros_switches_the_penalty_off():
+    control = _controller(schedule=(0.0,))
+    assert [control.update(kl=9.0, n=96, progress=i / 10) for i in range(1, 11)] == [0.0] * 10
+
+
+def test_the_configured_schedule_is_the_briefs():
+    text = (CONF / "parameters_policy_optimization.yml").read_text(encoding="utf-8")
+    settings = yaml.safe_load(text)["kl_control"]
+    assert settings["schedule"] == list(SCHEDULE)
+    assert KLController(**settings).coef == 0.05
+
+
+class _Symmetric(KLController):
+    """The planted controller: as in the paper, it falls as fast as it rises, and below the phase's value."""
+
+    def update(self, kl, n, progress):
+        self._coef *= 1 + min(max(kl / 0.5 - 1, -0.5), 0.5) * n / 96
+        return self._coef
+
+
+def test_planted_symmetric_controller_falls_below_the_floor():
+    control = _Symmetric(SCHEDULE, 0.5, 96)
+    coefs = [control.update(kl=0.0, n=96, progress=i / 80) for i in range(1, 81)]
+    assert min(coefs) < SCHEDULE[-1] / 100
