@@ -1,6 +1,7 @@
 """Nodes of supervised fine-tuning."""
 
 from collections.abc import Mapping, Sequence
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from gemma_alignment.config import build
@@ -61,11 +62,9 @@ def merge_sft(
     """Add the SFT adapter to the dequantised base: the model that every arm starts from.
 
     Never into 4 bits. Saved in bfloat16, or in float32 where the base is float32. Logs the largest
-    difference of a logit between the merged and the unmerged model on held-out responses.
+    difference of a logit from the unmerged model on held-out responses, and that of the merged model
+    quantised once more where the study runs in 4 bits.
     """
-    import torch
-
-    from gemma_alignment.modeling.roles import SharedBase
     from gemma_alignment.modeling.saving import SavedModel
     from gemma_alignment.modeling.sequences import sequences
     from gemma_alignment.schemas import UpdateRecord
@@ -81,14 +80,33 @@ def merge_sft(
     )
     with model.role("policy"):
         unmerged = model.logits(batch)
-    plain = SharedBase(merged, None, prepare_seed)
+    saved = SavedModel(merged, chat.tokenizer)
+    gaps = {"sft/merge_max_logit_diff": _largest_gap(merged, batch, unmerged)}
+    if modeling["quantization"] != "none":
+        with TemporaryDirectory() as directory:
+            saved.save_pretrained(directory)
+            again, _ = open_base(directory, modeling, model.device, prepare_seed)
+            gaps["sft/requantized_max_logit_diff"] = _largest_gap(again.model, batch, unmerged)
+    run_log.append(UpdateRecord(int(history[-1]["iteration"]) + 1, gaps, {}))
+    return saved
+
+
+def _largest_gap(model: Any, batch: Any, expected: Any) -> float:
+    """The largest difference of a logit at the response positions.
+
+    Raises:
+        ValueError: when the model's logits are not finite.
+    """
+    import math
+
+    from gemma_alignment.modeling.roles import SharedBase
+
+    plain = SharedBase(model, None, 0)
     with plain.role("reference"):
-        gap = float((plain.logits(batch) - unmerged).abs().max())
-    step = int(history[-1]["iteration"])
-    run_log.append(UpdateRecord(step + 1, {"sft/merge_max_logit_diff": gap}, {}))
-    if not torch.isfinite(torch.tensor(gap)):
+        gap = float((plain.logits(batch) - expected).abs().max())
+    if not math.isfinite(gap):
         raise ValueError("the merged model's logits are not finite")
-    return SavedModel(merged, chat.tokenizer)
+    return gap
 
 
 def answer_with_sft(
