@@ -113,7 +113,7 @@ def leave_one_out(scores: Float[Tensor, " B"], group_size: int) -> Float[Tensor,
     Raises:
         ValueError: when ``group_size`` is below 2 or does not divide the rows.
 
-    Source: Kool et al. (2019); Ahmadian et al. (2024), arXiv:2402.14740, equation 6.
+    Source: Kool et al. (2019); Ahmadian et al. (2024), arXiv:2402.14740.
     """
     groups = _groups(scores, group_size)
     others = (groups.sum(1, keepdim=True) - groups) / (group_size - 1)

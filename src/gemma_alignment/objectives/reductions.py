@@ -24,7 +24,7 @@ def token_mean(
         mask: True on real response tokens.
         normalizer: the step's counts, or its number of real tokens.
 
-    Source: the "DAPO" aggregation, Yu et al. (2025), arXiv:2503.14476, equation 8.
+    Source: the "DAPO" aggregation, Yu et al. (2025), arXiv:2503.14476, section 3.3.
     """
     return masked_sum(x, mask) / _divisor(normalizer, lambda n: n.tokens)
 

@@ -40,7 +40,7 @@ def penalised_scores(
 
     It equals the sum over t of ``token_rewards``: what a method without a critic can use of them.
 
-    Source: Ahmadian et al. (2024), arXiv:2402.14740, equation 1.
+    Source: Ahmadian et al. (2024), arXiv:2402.14740.
     """
     return at_least_float32(scores).detach() - kl_coef * masked_sum(
         k1(logprobs, ref_logprobs).detach(), response_mask, dim=1
