@@ -88,6 +88,25 @@ def test_what_others_append_is_seen(tmp_path):
             assert held.fresh() == [{"n": n}]
 
 
+def test_whoever_holds_the_file_holds_it_alone(tmp_path):
+    """Between reading and appending nobody else comes in: the cap is decided there."""
+    one, other = AppendLog(tmp_path / "log.jsonl"), AppendLog(tmp_path / "log.jsonl")
+    inside = threading.Event()
+
+    def enter():
+        with other.locked() as held:
+            assert held.fresh() == [{"n": 1}]
+            inside.set()
+
+    thread = threading.Thread(target=enter)
+    with one.locked() as held:
+        thread.start()
+        assert not inside.wait(0.3)
+        held.append({"n": 1})
+    assert inside.wait(30)
+    thread.join()
+
+
 def test_threads_with_logs_of_their_own_lose_nothing(tmp_path):
     def write(thread):
         log = AppendLog(tmp_path / "log.jsonl")

@@ -176,6 +176,18 @@ def test_an_outage_is_told_from_bad_luck(scripted):
     assert len(judge.asked) == FAILURES_IN_A_ROW
 
 
+def test_failures_with_replies_between_them_are_no_outage(scripted, longer_wins):
+    def say(request, attempt):
+        if len(judge.asked) % FAILURES_IN_A_ROW:
+            raise JudgeUnavailable("503")
+        return longer_wins(request, attempt)
+
+    judge = scripted(say)
+    rows = session(judge).judgements(many(40))
+    replied = sum(row["calls"] for row in rows)
+    assert replied == len(judge.asked) // FAILURES_IN_A_ROW > 2
+
+
 def test_recorded_judgements_replay_to_the_same_rows(scripted, longer_wins, tmp_path):
     path = tmp_path / "judgements.jsonl"
     rows = session(scripted(longer_wins)).judgements(many(20))
