@@ -113,7 +113,8 @@ def test_lengths_are_limited_and_nothing_is_cut(tmp_path) -> None:
     kept, rejected = check_rows(
         [(i, json.dumps(row).encode()) for i, row in enumerate(generate_rows(40, 1.0, 0.6, 0.2, 1), 1)], 100000, 0, 10
     )
-    nodes.train_tokenizer(kept, {"vocabulary_size": 420}, {"base_model": "pretrain"}).save_pretrained(str(tmp_path))
+    made = nodes.train_tokenizer(kept, {"vocabulary_size": 420}, {"base_model": "pretrain"}, {"source": "jsonl"}, 42)
+    made.save_pretrained(str(tmp_path))
     good, bad = nodes.limit_lengths(kept, rejected, str(tmp_path), {**PREFERENCES, "max_response_tokens": 60})
     assert len(good) + len(bad) == 40
     assert bad

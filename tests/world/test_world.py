@@ -62,7 +62,7 @@ def test_skill_raises_gold() -> None:
 
 
 def test_a_perfect_judge_agrees_with_about_nine_pairs_in_ten() -> None:
-    rows = list(generate_rows(2000, noise=1.0, max_skill=0.6, corrupted_share=0.25, seed=3))
+    rows = list(generate_rows(2000, noise=0.8, max_skill=0.6, corrupted_share=0.25, seed=3))
     gold = [
         tuple(gold_score(row["prompt"], row[side][-1]["content"]) for side in ("chosen", "rejected")) for row in rows
     ]

@@ -1,5 +1,8 @@
 """Every parameter of the project: one frozen dataclass for each section of ``conf/base/parameters*.yml``."""
 
+import importlib
+from typing import Any
+
 SECTIONS: dict[str, str] = {
     "study": "gemma_alignment.parameters.study:StudyParameters",
     "preferences": "gemma_alignment.parameters.data:PreferencesParameters",
@@ -25,3 +28,10 @@ SECTIONS: dict[str, str] = {
     "reporting": "gemma_alignment.parameters.reporting:ReportingParameters",
 }
 """Section -> ``module:class``, by name so that reading this imports nothing heavy."""
+
+
+def section_class(section: str) -> type[Any]:
+    """The dataclass of a section; that of a method imports torch."""
+    module, _, name = SECTIONS[section].partition(":")
+    found: type[Any] = getattr(importlib.import_module(module), name)
+    return found

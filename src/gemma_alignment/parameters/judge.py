@@ -11,7 +11,7 @@ class EvaluationParameters:
     """Which answers meet."""
 
     methods: tuple[str, ...] | None
-    """Methods to compare, as their folders are named (``ppo``, ``grpo@k4``); null: every one found."""
+    """Methods to compare, as their folders are named (``ppo``, ``grpo@k4``); null: all found, without variants."""
     seeds: tuple[int, ...] | None
     """Seeds to compare; null: every one found."""
     against_sft: bool
@@ -71,14 +71,8 @@ class RubricParameters:
 
 @dataclass(frozen=True)
 class RemoteParameters:
-    """The judge behind an interface of the OpenAI kind."""
+    """How the judge behind a network is asked: form, pace, patience and money."""
 
-    model: str
-    """A pinned snapshot: a floating name would change the judge under the study."""
-    base_url: str | None
-    """Address of a compatible service; null: OpenAI's own."""
-    mode: Literal["live", "batch"]
-    """``live``: one request after the other; ``batch``: in files, within a day, for less."""
     batch_poll_s: float
     """Seconds between two looks at a batch."""
     batch_size: int
@@ -99,8 +93,9 @@ class RemoteParameters:
     """Mean wait before the second attempt is half of this; it doubles with every further one."""
     max_backoff_s: float
     """Longest wait by doubling; a longer wait that the service asks for is honoured."""
-    spend_cap_usd: float
-    """What this data folder's judge may ever cost, calls in flight at their worst price included."""
+    spend_cap_usd: float | None
+    """What this data folder's judge may ever cost, calls in flight at their worst price included; null: a
+    service of your own that bills nothing."""
     prices: tuple[Price, ...]
     """Dated price table."""
 
@@ -110,8 +105,9 @@ class RemoteParameters:
             if getattr(self, name) < 1:
                 raise ValueError(f"judge.remote.{name} must be at least 1, got {getattr(self, name)}")
         for name in ("timeout_s", "batch_poll_s", "backoff_s", "max_backoff_s", "spend_cap_usd"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"judge.remote.{name} must be above 0, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"judge.remote.{name} must be above 0, got {value}")
         if not 0 <= self.temperature <= 2:
             raise ValueError(f"judge.remote.temperature must lie in [0, 2], got {self.temperature}")
 
@@ -122,12 +118,24 @@ class JudgeParameters:
 
     kind: JudgeKind
     """``auto``: the rubric where answers have a gold score, else none."""
+    model: str
+    """The model that ``openai`` asks: a pinned snapshot, since a floating name would change the judge."""
+    base_url: str | None
+    """Address of a compatible service; null: OpenAI's own."""
+    mode: Literal["live", "batch"]
+    """``live``: one request after the other; ``batch``: in files, within a day, for less."""
     seed: int
     """Of the rubric's noise and of a language model's sampling."""
     attempts: int
     """Replies asked for until one parses; then the judgement is reported as unparsed."""
     canaries: int
     """Questions with a known answer, of each sort; 0: none."""
+    repeats: int
+    """Pairs judged once more with another seed, to see how far the judge agrees with itself; 0: none."""
+    labelled_path: str | None
+    """Preference pairs that people labelled (JSON lines), which ``openai`` judges too; null: none."""
+    labelled_pairs: int
+    """Most pairs taken from there, drawn by a hash of their texts."""
     recorded_path: str | None
     """The JSON-lines file that ``recorded`` replays."""
     rubric: RubricParameters
@@ -137,7 +145,12 @@ class JudgeParameters:
 
     def __post_init__(self) -> None:
         """Refuse a judge that lacks what its kind needs."""
-        if self.attempts < 1 or self.canaries < 0:
-            raise ValueError("judge.attempts must be at least 1 and judge.canaries must not be negative")
+        if self.attempts < 1:
+            raise ValueError(f"judge.attempts must be at least 1, got {self.attempts}")
+        for name in ("canaries", "repeats", "labelled_pairs"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"judge.{name} must not be negative, got {getattr(self, name)}")
+        if self.remote.spend_cap_usd is None and self.base_url is None:
+            raise ValueError("judge.remote.spend_cap_usd may be null only with a service of your own in judge.base_url")
         if self.kind == "recorded" and not self.recorded_path:
             raise ValueError("judge.kind is recorded: name the file in judge.recorded_path")

@@ -19,12 +19,16 @@ class RunParameters:
     variant: str
     """Name of a deviating configuration, whose arms live in ``{method}@{variant}/``; else empty."""
     overwrite: bool
-    """Whether finished outputs of another configuration may be replaced."""
+    """Whether finished outputs of another configuration, and interrupted runs, may be replaced."""
+    resume: bool
+    """Whether an interrupted arm goes on from its last checkpoint."""
 
     def __post_init__(self) -> None:
         for name in ("seed", "prepare_seed"):
             if not 0 <= getattr(self, name) < 2**32:
                 raise ValueError(f"{name} must be from 0 to 4294967295, got {getattr(self, name)}")
+        if self.resume and self.overwrite:
+            raise ValueError("resume=true goes on with a run and overwrite=true begins anew: give one of them")
         if not self.data_root:
             raise ValueError("data_root must name a folder")
         if self.variant and not VARIANT.fullmatch(self.variant):

@@ -4,8 +4,18 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class AblationParameters:
+    """The values of ``--ablate`` for settings that are numbers; those that are words have a fixed set."""
+
+    clip_epsilon_high: tuple[float, ...]
+    """Upper sides of the clip, wider than ``clip_epsilon``."""
+    update_epochs: tuple[int, ...]
+    """Passes over an iteration's experience."""
+
+
+@dataclass(frozen=True)
 class StudyParameters:
-    """Methods × seeds, and what ``--quick`` changes."""
+    """Methods × seeds, what ``--quick`` changes, and the values of ablations."""
 
     methods: tuple[str, ...]
     """The arms."""
@@ -15,6 +25,8 @@ class StudyParameters:
     """Dotted parameters of ``--quick``, as after ``--params``; a ``data_root`` of its own keeps it apart."""
     quick_seeds: tuple[int, ...]
     """The seeds of ``--quick``."""
+    ablations: AblationParameters
+    """Values of ``--ablate`` that no type fixes."""
 
     def __post_init__(self) -> None:
         for name in ("methods", "seeds", "quick_seeds"):

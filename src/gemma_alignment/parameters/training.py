@@ -122,6 +122,8 @@ class RewardModelParameters:
     """Leave out pairs whose two scores are equal: their order means nothing."""
     normalizer_prompts: int
     """Training prompts whose SFT responses give the normaliser's mean and sd."""
+    genrm_pairs: int
+    """Held-out pairs whose answers the SFT model is asked to score too; 0: none."""
     log_every: int
     """Steps per line of the history."""
 
@@ -132,6 +134,8 @@ class RewardModelParameters:
             normalizer_prompts=self.normalizer_prompts, log_every=self.log_every,
         )  # fmt: skip
         _share(warmup_share=self.warmup_share)
+        if self.genrm_pairs < 0:
+            raise ValueError(f"genrm_pairs is {self.genrm_pairs}, but cannot be negative")
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ class RolloutParameters:
 
 @dataclass(frozen=True)
 class PolicyOptimizationParameters:
-    """What every arm shares: budget, optimizer, evaluation."""
+    """What every arm shares: budget, optimizer, evaluation, checkpoints."""
 
     num_iterations: int
     """Iterations of sampling and updating."""
@@ -179,6 +183,10 @@ class PolicyOptimizationParameters:
     """Held-out prompts of an evaluation during training."""
     samples_per_evaluation: int
     """Responses kept for reading at each evaluation."""
+    checkpoint_every: int
+    """Iterations between checkpoints on disk; an interruption saves one too."""
+    checkpoints_kept: int
+    """How many of them stay."""
 
     def __post_init__(self) -> None:
         _positive(
@@ -186,7 +194,8 @@ class PolicyOptimizationParameters:
             minibatch_size=self.minibatch_size, microbatch_size=self.microbatch_size,
             learning_rate=self.learning_rate, critic_learning_rate=self.critic_learning_rate,
             adam_epsilon=self.adam_epsilon, max_grad_norm=self.max_grad_norm,
-            eval_every=self.eval_every, eval_prompts=self.eval_prompts,
+            eval_every=self.eval_every, eval_prompts=self.eval_prompts, checkpoint_every=self.checkpoint_every,
+            checkpoints_kept=self.checkpoints_kept,
         )  # fmt: skip
         if self.responses_per_iteration % self.minibatch_size:
             raise ValueError(

@@ -23,7 +23,7 @@ _LEADS = {
 }
 
 
-def _sentences(text: str) -> list[str]:
+def sentences_of(text: str) -> list[str]:
     """Sentences with their closing marks; a rest without one comes last."""
     return [part.strip() for part in re.findall(r"[^.!?]+[.!?]?|[.!?]", text) if part.strip()]
 
@@ -41,14 +41,14 @@ def gold_score(prompt: str, response: str) -> float:
     task = read_instruction(prompt)
     if task is None:
         return 0.0
-    sentences = _sentences(response)
+    sentences = sentences_of(response)
     lists = [items for items in map(items_of, sentences) if items is not None]
     points = _list_points(task, lists[0]) if lists else 0.0
     points += 1.5 * (bool(sentences) and sentences[0] in OPENERS)
     points += 1.0 * (bool(sentences) and sentences[-1] in CLOSINGS)
     points += 1.5 * (len(lists) == 1 and sentences[-1][-1] in ".!?")
     points -= 0.75 * sum(sentence in FILLERS for sentence in sentences)
-    points -= 1.5 * _broken(sentences, len(lists))
+    points -= 1.5 * broken(sentences, len(lists))
     return min(10.0, max(0.0, points))
 
 
@@ -59,7 +59,7 @@ def _list_points(task: Task, items: list[str]) -> float:
     return 6 * max(0.0, 1 - abs(len(right) - task.number) / task.number) - faults
 
 
-def _broken(sentences: list[str], lists: int) -> int:
+def broken(sentences: list[str], lists: int) -> int:
     """Sentences that are nothing known, and known ones that stand where they should not."""
     count = max(0, lists - 1)
     for i, sentence in enumerate(sentences):

@@ -7,6 +7,7 @@ from typing import Any
 
 from gemma_alignment.world.gold import gold_score
 from gemma_alignment.world.grammar import KINDS, NUMBERS, PHRASINGS, USES, Task, instruction, read_instruction
+from gemma_alignment.world.remarks import remark
 from gemma_alignment.world.text import answer, corrupted
 
 
@@ -63,9 +64,14 @@ def generate_rows(
         yield row(prompt, chosen, rejected, round(high, 1), round(low, 1))
 
 
-def dialogue(prompt: str, max_skill: float, chance: random.Random) -> str:
-    """A mixed-quality answer to an instruction of the world, for pre-training."""
+def dialogue(
+    prompt: str, noise: float, max_skill: float, corrupted_share: float, chance: random.Random
+) -> tuple[str, str]:
+    """A mixed-quality answer to an instruction of the world and a reader's remark on it, for pre-training."""
     task = read_instruction(prompt)
     if task is None:
         raise ValueError(f"{prompt!r} is no instruction of the embedded world")
-    return answer(task, chance.uniform(0, max_skill), chance)
+    text = answer(task, chance.uniform(0, max_skill), chance)
+    if chance.random() < corrupted_share:
+        text = corrupted(text, chance)
+    return text, remark(prompt, text, noise, chance)

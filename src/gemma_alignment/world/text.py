@@ -2,7 +2,7 @@
 
 import random
 
-from gemma_alignment.world.grammar import CLOSINGS, FILLERS, KINDS, LEADS, NUMBERS, OPENERS, Task
+from gemma_alignment.world.grammar import CLOSINGS, FILLERS, KINDS, LEADS, NUMBERS, OPENERS, STRANGERS, Task
 
 
 def listing(items: list[str]) -> str:
@@ -19,8 +19,8 @@ def _items(task: Task, skill: float, chance: random.Random) -> list[str]:
     for i in range(len(items)):
         draw = chance.random()
         if draw > 0.80 + 0.18 * skill:
-            items[i] = chance.choice(KINDS[chance.choice(others)])
-        elif i > 0 and draw > 0.72 + 0.26 * skill:
+            items[i] = chance.choice(STRANGERS if chance.random() < 0.9 else KINDS[chance.choice(others)])
+        elif i > 0 and draw > 0.77 + 0.21 * skill:
             items[i] = items[i - 1]
     return items
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gemma_alignment.config import build
-from gemma_alignment.errors import UserError
+from gemma_alignment.errors import UserError, brief
 from gemma_alignment.parameters.data import (
     PreferencesParameters,
     PretrainingParameters,
@@ -39,12 +39,17 @@ def validate_rows(preferences_raw: Any, preferences: dict[str, Any]) -> tuple[li
     return check_rows(preferences_raw.raw(), settings.max_line_bytes, *settings.score_range)
 
 
-def train_tokenizer(kept: list[Row], tokenizer: dict[str, Any], modeling: dict[str, Any]) -> Any:
-    """A byte-level BPE tokenizer on the kept rows, or the pinned one of a hub model."""
+def train_tokenizer(
+    kept: list[Row], tokenizer: dict[str, Any], modeling: dict[str, Any], preferences: dict[str, Any], prepare_seed: int
+) -> Any:
+    """A byte-level BPE tokenizer on the kept rows and their chat markup, or the pinned one of a hub model."""
     settings = build(TokenizerParameters, tokenizer, "tokenizer")
     if modeling["base_model"] != "pretrain":
         return _hub_tokenizer(modeling)
     from gemma_alignment.modeling.tiny import train_bpe
+    from gemma_alignment.world.remarks import remark
+
+    chance = random.Random(f"{prepare_seed}/tokenizer")
 
     def texts() -> Iterator[str]:
         for item in kept:
@@ -52,7 +57,11 @@ def train_tokenizer(kept: list[Row], tokenizer: dict[str, Any], modeling: dict[s
             yield row["prompt"]
             yield row["chosen"][-1]["content"]
             yield row["rejected"][-1]["content"]
-            yield to_genrm_record(row)["messages"][1]["content"]
+            for message in to_genrm_record(row)["messages"]:
+                yield message["content"]
+            yield from ("user\n", "model\n")
+            if preferences["source"] == "embedded":
+                yield remark(row["prompt"], row["rejected"][-1]["content"], 1.0, chance)
 
     return train_bpe(texts(), settings.vocabulary_size)
 
@@ -60,11 +69,14 @@ def train_tokenizer(kept: list[Row], tokenizer: dict[str, Any], modeling: dict[s
 def _hub_tokenizer(modeling: dict[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
+    from gemma_alignment.modeling.hub import spare_a_silent_hub
+
+    spare_a_silent_hub()
     try:
         return AutoTokenizer.from_pretrained(modeling["base_model"], revision=modeling["revision"])
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"Cannot fetch the tokenizer of {modeling['base_model']}: {str(error).splitlines()[0]}\n"
+            f"Cannot fetch the tokenizer of {modeling['base_model']}: {brief(error)}\n"
             "Accept the model's licence on the hub, set HF_TOKEN in the environment, and check the network."
         ) from error
 
@@ -146,9 +158,14 @@ def _prompts(rows: Iterable[Row]) -> list[Row]:
     return [{"prompt_id": key, "prompt": distinct[key]} for key in reversed(distinct)]
 
 
+def genrm_question(prompt: str, response: str) -> str:
+    """The user text that asks for a response's score."""
+    return f"User: {prompt}\n\nAssistant: {response}\n\nAnalyze the quality of the response."
+
+
 def to_genrm_record(row: Mapping[str, Any]) -> dict[str, Any]:
     """The GenRM-style training record of a row; only ``score_chosen`` is used."""
-    user = f"User: {row['prompt']}\n\nAssistant: {row['chosen'][-1]['content']}\n\nAnalyze the quality of the response."
+    user = genrm_question(row["prompt"], row["chosen"][-1]["content"])
     score = f"Score: {row['score_chosen']:.1f}/10. The response is helpful, harmless, and honest."
     return {"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": score}]}
 
@@ -187,28 +204,29 @@ def pretrain_base(
         return HubReference(modeling["base_model"], modeling["revision"]), run_log.rows("history")
     prepare(runtime)
     chat = load_chat(tokenizer)
-    skill = build(WorldParameters, world, "world").max_skill if preferences["source"] == "embedded" else None
+    of = build(WorldParameters, world, "world") if preferences["source"] == "embedded" else None
     model = tiny_gemma(shape, len(chat.tokenizer), prepare_seed)
 
     def batch(step: int) -> list[list[int]]:
-        return _dialogues(chat, preferences_train, settings.batch_size, skill, prepare_seed, step)
+        return _dialogues(chat, preferences_train, settings.batch_size, of, prepare_seed, step)
 
     for record in pretrain(model, batch, settings, chat.pad_id):
         run_log.append(record)
     return SavedModel(model, chat.tokenizer), run_log.rows("history")
 
 
-def _dialogues(chat: Any, rows: Rows, count: int, skill: float | None, seed: int, step: int) -> list[list[int]]:
-    """Token ids of a step's dialogues: fresh answers of the world, or chosen and rejected ones alike."""
+def _dialogues(chat: Any, rows: Rows, count: int, world: Any, seed: int, step: int) -> list[list[int]]:
+    """Token ids of a step's dialogues: fresh answers of the world with remarks, or chosen and rejected ones alike."""
     chance = random.Random(f"{seed}/pretraining/{step}")
     found = []
     for _ in range(count):
         row = rows[chance.randrange(len(rows))]
-        if skill is None:
+        if world is None:
             text = row[chance.choice(("chosen", "rejected"))][-1]["content"]
+            found.append([*chat.encode_prompt(row["prompt"]), *chat.encode_response(text)])
         else:
             from gemma_alignment.world.preferences import dialogue
 
-            text = dialogue(row["prompt"], skill, chance)
-        found.append([*chat.encode_prompt(row["prompt"]), *chat.encode_response(text)])
+            said = dialogue(row["prompt"], world.noise, world.max_skill, world.corrupted_share, chance)
+            found.append(chat.encode_dialogue([row["prompt"], *said]))
     return found

@@ -27,8 +27,12 @@ def create_pipeline() -> Pipeline:
                 name="validate_rows",
             ),
             node(
-                train_tokenizer, ["valid_rows", "params:tokenizer", "params:modeling"], "tokenizer",
-                name="train_tokenizer",
+                train_tokenizer,
+                [
+                    "valid_rows", "params:tokenizer", "params:modeling", "params:preferences",
+                    "params:prepare_seed",
+                ],
+                "tokenizer", name="train_tokenizer",
             ),
             node(
                 limit_lengths, ["valid_rows", "invalid_rows", "tokenizer", "params:preferences"],

@@ -1,0 +1,59 @@
+"""Errors that a user can mend, in one message: the project's own, and those of the libraries beneath."""
+
+import errno
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from gemma_alignment.config import nearest
+from gemma_alignment.errors import UserError, brief
+
+FULL = ("No space left on device", "database or disk is full")
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and what led to it, the newest first."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def explained(error: Exception) -> str | None:
+    """What is wrong, where, and what to do; None for an error that only a developer can read."""
+    errors = list(chain(error))
+    if (own := next((one for one in errors if isinstance(one, UserError)), None)) is not None:
+        return str(own)
+    if any(_is_full(one) for one in errors):
+        return _full(errors)
+    text = str(error)
+    if isinstance(error, ValueError) and text.startswith("Failed to find the pipeline"):
+        return text
+    if type(error).__name__ == "MissingConfigException" and (path := re.search(r"directory: (\S+)", text)):
+        return _environment(Path(path[1]))
+    if type(error).__module__.startswith(("mlflow.", "sqlalchemy.")):
+        return (
+            f"The MLflow store cannot be used: {brief(error)}\n"
+            "Check MLFLOW_TRACKING_URI, or unset it for the store at the project's root."
+        )
+    return None
+
+
+def _is_full(error: BaseException) -> bool:
+    return getattr(error, "errno", None) == errno.ENOSPC or any(words in str(error) for words in FULL)
+
+
+def _full(errors: list[BaseException]) -> str:
+    named = (re.search(r"filepath='([^']+)'", str(one)) for one in errors)
+    place = next((found[1] for found in named if found), None)
+    return (
+        f"No space left on the disk{f' for {place}' if place else ''}. Free some, or choose a folder on another "
+        "disk with --params data_root=FOLDER. What was finished before is whole."
+    )
+
+
+def _environment(path: Path) -> str:
+    known = sorted(one.name for one in path.parent.iterdir() if one.is_dir()) if path.parent.is_dir() else []
+    near = nearest(path.name, known)
+    hint = f"did you mean {near}?" if near else f"there are {', '.join(known)}"
+    return f"unknown environment {path.name}: there is no folder {path}; {hint}"
