@@ -15,6 +15,16 @@ from torch import Tensor
 Verdict = Literal["first", "second", "tie"]
 
 
+def order_by_prompt(tokens: Tensor, mask: Tensor) -> Tensor:
+    """Row numbers (B,) with equal prompts side by side and prompts of like length near each other.
+
+    Parts cut from this order share most of their prompts (a packed forward computes each once) and carry
+    little padding.
+    """
+    number = torch.unique(tokens, dim=0, return_inverse=True)[1]
+    return torch.argsort(mask.sum(1) * len(tokens) + number, stable=True)
+
+
 @dataclass(frozen=True)
 class PreferencePair:
     """Two answers to one prompt, the better one first."""
@@ -78,6 +88,8 @@ class Minibatch:
     values: Float[Tensor, "B T"] | None
     returns: Float[Tensor, "B T"] | None
     kl_coef: float
+    prompt_ids: tuple[str, ...] = ()
+    """One id a row, to name a row in an error."""
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -92,12 +104,13 @@ class Minibatch:
         for name, value in chosen.items():
             if isinstance(value, Tensor):
                 chosen[name] = value[:, -prompt:] if name.startswith("prompt_") else value[:, :response]
+        if self.prompt_ids:
+            chosen["prompt_ids"] = tuple(self.prompt_ids[i] for i in rows.tolist())
         return replace(self, **chosen)
 
     def split(self, size: int) -> Iterator["Minibatch"]:
-        """Parts of at most ``size`` rows, sorted by length so that each carries little padding."""
-        lengths = self.prompt_mask.sum(1) + self.response_mask.sum(1)
-        order = torch.argsort(lengths, stable=True)
+        """Parts of at most ``size`` rows, those of a prompt side by side."""
+        order = order_by_prompt(self.prompt_tokens, self.prompt_mask)
         for start in range(0, len(self), size):
             yield self.select(order[start : start + size])
 
@@ -118,6 +131,21 @@ class Normalizer:
 
 
 @dataclass(frozen=True)
+class TrainingState:
+    """What training goes on from after an iteration: everything that the next one depends on.
+
+    Chance is not part of it, every generator is derived from seed and iteration; nor is the learning
+    rate, which follows from the iteration.
+    """
+
+    iteration: int
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    """``policy`` and ``critic``: what the role trains; ``{role}_optimizer``: its moments and steps."""
+    numbers: Mapping[str, Mapping[str, int | float]]
+    """``kl_controller``, ``score_normalizer`` and ``budget``."""
+
+
+@dataclass(frozen=True)
 class UpdateRecord:
     """What one iteration of the loop reports: the loop yields it and writes nothing."""
 
@@ -127,6 +155,8 @@ class UpdateRecord:
     timing: Mapping[str, float]
     """Clock and memory readings: the line of ``timing.jsonl``."""
     samples: Sequence[Mapping[str, object]] = field(default_factory=tuple)
+    state: TrainingState | None = None
+    """A copy of where training stands, for a loop that can go on from it."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from toy import PROMPTS, chat, disturb, settings, shared
 
 from gemma_alignment.rollout.experience import role_logprobs, rollout
 from gemma_alignment.rollout.sampling import draw, sample
+from gemma_alignment.schemas import order_by_prompt
 
 
 def run(batch_size: int = 64, group_size: int = 3, temperature: float = 1.0, seed: int = 5, weights: str = "merged"):
@@ -99,6 +100,24 @@ def test_scoring_in_parts_equals_scoring_at_once() -> None:
     model, found = run()
     whole = role_logprobs(model, "policy", found.sequences, 1.0, 100)
     torch.testing.assert_close(role_logprobs(model, "policy", found.sequences, 1.0, 5), whole, atol=1e-5, rtol=0)
+
+
+def test_rows_of_a_prompt_stand_side_by_side_and_short_prompts_first() -> None:
+    tokens = torch.tensor([[2, 7, 8], [0, 2, 9], [2, 5, 8], [2, 7, 8], [0, 2, 9], [2, 5, 8]])
+    assert order_by_prompt(tokens, tokens > 0).tolist() == [1, 4, 2, 5, 0, 3]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_sampler_and_a_training_forward_agree_on_every_log_probability(temperature: float) -> None:
+    model = shared()
+    disturb(model, "policy", 0.1)
+    how = settings(temperature=temperature)
+    found = rollout(model, chat(), PROMPTS, 3, how, torch.Generator().manual_seed(5))
+    assert model.is_exact
+    expected = role_logprobs(model, "policy", found.sequences, temperature, 5)
+    assert found.logprobs.shape == found.sequences.response_mask.shape
+    torch.testing.assert_close(found.logprobs, expected, atol=1e-5, rtol=0)
+    assert (found.logprobs[~found.sequences.response_mask] == 0).all()
 
 
 def test_no_prompts_is_an_error() -> None:

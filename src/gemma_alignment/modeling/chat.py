@@ -65,6 +65,16 @@ class Chat:
         """The ids of an answer with its ending token."""
         return [*self._text(response), self.ending_id]
 
+    def encode_dialogue(self, turns: Sequence[str]) -> list[int]:
+        """The ids of user and model turns in alternation, one BOS, from a user's turn on."""
+        before, after, ending = self._frame
+        bos = self.tokenizer.bos_token_id
+        ids: list[int] = []
+        for i, turn in enumerate(turns):
+            opening = before[1:] if i and before[:1] == [bos] else before
+            ids += [*self._text(turn), *ending] if i % 2 else [*opening, *self._text(turn), *after]
+        return ids
+
     def decode_response(self, tokens: Sequence[int]) -> str:
         """The text of an answer, without the tokens that steer."""
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()

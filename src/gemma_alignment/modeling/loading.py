@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from gemma_alignment.errors import UserError
+from gemma_alignment.errors import UserError, brief
 from gemma_alignment.modeling.chat import Chat
+from gemma_alignment.modeling.hub import spare_a_silent_hub
 
 
 def choose_device(device: str) -> torch.device:
@@ -33,11 +34,19 @@ def locate(directory: str) -> tuple[str, str | None]:
     return directory, None
 
 
+def _reachable(directory: str) -> tuple[str, str | None]:
+    """The same, after a look at the hub where that is where it is."""
+    name, revision = locate(directory)
+    if revision is not None:
+        spare_a_silent_hub()
+    return name, revision
+
+
 def _explain(directory: str, error: Exception) -> UserError:
     name, revision = locate(directory)
     where = f"{name} at revision {revision}" if revision else directory
     return UserError(
-        f"Cannot load a model from {where}: {type(error).__name__}: {str(error).splitlines()[0]}\n"
+        f"Cannot load a model from {where}: {brief(error)}\n"
         "A hub model needs network access and, when gated, an accepted licence and HF_TOKEN in the "
         "environment; a damaged directory is made anew by the pipeline that wrote it."
     )
@@ -51,7 +60,7 @@ def load_chat(directory: str) -> Chat:
     """
     from transformers import AutoTokenizer, GenerationConfig
 
-    name, revision = locate(directory)
+    name, revision = _reachable(directory)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
@@ -84,7 +93,7 @@ def load_base(directory: str, quantization: str, dtype: str, device: Any) -> Any
             bnb_4bit_compute_dtype=torch_dtype,
         )
         options["device_map"] = {"": device}
-    name, revision = locate(directory)
+    name, revision = _reachable(directory)
     try:
         model = AutoModelForCausalLM.from_pretrained(name, revision=revision, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

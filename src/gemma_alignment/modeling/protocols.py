@@ -29,14 +29,20 @@ class RoleModel(Protocol):
     def scores(self, batch: HasSequences) -> Tensor:
         """The reward head's raw output (B,) at the last response token."""
 
-    def parameters_of(self, name: Role) -> list[torch.nn.Parameter]:
+    def named_parameters_of(self, name: Role) -> dict[str, torch.nn.Parameter]:
         """What the role trains."""
+
+    def parameters_of(self, name: Role) -> list[torch.nn.Parameter]:
+        """The same without names."""
 
     def decoder(self) -> AbstractContextManager[Any]:
         """The causal language model that samples for the policy as it is now."""
 
     def forward_flops(self) -> float:
         """Floating-point operations counted since the model was made."""
+
+    def count_from(self, flops: float) -> None:
+        """Let that count go on from an earlier attempt's."""
 
 
 class Text(Protocol):

@@ -5,6 +5,7 @@ its backward without an error, and then the gradients are missing or wrong; so a
 and entering a second one inside it is refused.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gemma_alignment.errors import UserError
+from gemma_alignment.errors import UserError, brief
 from gemma_alignment.modeling.heads import ScalarHead, chunked_logprobs
 from gemma_alignment.modeling.merging import empty_copy, write_merged
+from gemma_alignment.modeling.packing import masks_for, pack
 from gemma_alignment.modeling.protocols import Role
 from gemma_alignment.modeling.sequences import HasSequences
 
+_LOG = logging.getLogger(__name__)
 CHUNK = 2048  # positions whose logits exist at a time
 
 
@@ -36,7 +39,13 @@ class SharedBase:
         self._merged: Any = None
         self._checkpointing = gradient_checkpointing
         self._flops = 0.0
+        self._packs: bool | None = None
         self._size = _matmul_parameters(base)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether decoding and a training forward give the same log-probabilities: fp32, nothing quantised."""
+        return self.model.dtype == torch.float32 and not hasattr(self.model, "hf_quantizer")
 
     def add(self, name: Role, zero_head: bool = False) -> None:
         """A fresh adapter, B = 0, so that the role starts as the base; reward and critic get a head."""
@@ -72,14 +81,13 @@ class SharedBase:
                 self.model = self.peft.get_base_model()
             else:
                 self.peft.load_adapter(directory, adapter_name=name)
-            head = Path(directory) / "head.safetensors"
             self._settle(name, zero_head=True)
-            if head.exists():
-                self.heads[name].load_state_dict(load_file(head))
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            if name in self.heads:
+                self.heads[name].load_state_dict(load_file(Path(directory) / "head.safetensors"))
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
             raise UserError(
-                f"The adapter in {directory} cannot be used for the role {name!r}: {type(error).__name__}: "
-                f"{str(error).splitlines()[0]}\nMake it anew with the pipeline that wrote it."
+                f"The adapter in {directory} cannot be used for the role {name!r}: {brief(error)}\n"
+                "Make it anew with the pipeline that wrote it."
             ) from error
 
     def _settle(self, name: Role, zero_head: bool) -> None:
@@ -132,23 +140,57 @@ class SharedBase:
         elif self._checkpointing:
             self.model.gradient_checkpointing_disable()
 
+    def named_parameters_of(self, name: Role) -> dict[str, nn.Parameter]:
+        """The tensors that training this role changes: its adapter's and, as ``head.…``, its head's."""
+        own = {key: p for key, p in self.peft.named_parameters() if f".{name}." in key}
+        head = self.heads[name].named_parameters("head") if name in self.heads else ()
+        return {**own, **dict(head)}
+
     def parameters_of(self, name: Role) -> list[nn.Parameter]:
-        """The tensors that training this role changes, found by name."""
-        own = [p for key, p in self.peft.named_parameters() if f".{name}." in key]
-        return own + list(self.heads[name].parameters()) if name in self.heads else own
+        """The same without names."""
+        return list(self.named_parameters_of(name).values())
 
     def _hidden(self, batch: HasSequences) -> Tensor:
         """Final hidden states (B, T + 1, d): position t is read before response token t, T after the last."""
         if self._active is None:
             raise RuntimeError("a forward pass needs a role: use `with model.role(...)`")
+        if self._packs is None:
+            self._packs = self._packing_agrees(batch)
+        states, positions = (self._packed_states if self._packs else self._padded_states)(batch)
+        self._flops += (4.0 if torch.is_grad_enabled() else 2.0) * self._size * positions
+        return states
+
+    def _padded_states(self, batch: HasSequences) -> tuple[Tensor, int]:
         tokens = torch.cat([batch.prompt_tokens, batch.response_tokens], 1).to(self.device)
         mask = torch.cat([batch.prompt_mask, batch.response_mask], 1).to(self.device)
         positions = (mask.long().cumsum(1) - 1).clamp(min=0)
         states = self.model.base_model(
             input_ids=tokens, attention_mask=mask.long(), position_ids=positions, use_cache=False
         ).last_hidden_state
-        self._flops += (4.0 if torch.is_grad_enabled() else 2.0) * self._size * int(mask.sum())
-        return states[:, batch.prompt_tokens.shape[1] - 1 :]
+        return states[:, batch.prompt_tokens.shape[1] - 1 :], int(mask.sum())
+
+    def _packed_states(self, batch: HasSequences) -> tuple[Tensor, int]:
+        packed = pack(batch).to(self.device)
+        states = self.model.base_model(
+            input_ids=packed.tokens, position_ids=packed.positions, use_cache=False,
+            attention_mask=masks_for(self.model.config.get_text_config(), packed, self.model.dtype),
+        ).last_hidden_state  # fmt: skip
+        return states.flatten(0, 1)[packed.index], packed.real
+
+    @torch.no_grad()
+    def _packing_agrees(self, batch: HasSequences) -> bool:
+        """Whether this model gives the same states packed as padded: asked once, of its first batch."""
+        try:
+            packed, padded = self._packed_states(batch)[0], self._padded_states(batch)[0]
+        except (TypeError, ValueError, RuntimeError) as error:
+            _LOG.warning("Sequences are padded, not packed: %s", str(error).splitlines()[0])
+            return False
+        real = batch.response_mask.to(self.device)
+        gap = float(((packed - padded)[:, 1:][real].abs().max() / padded[:, 1:][real].abs().max()).cpu())
+        if gap > (1e-4 if self.is_exact else 0.05):
+            _LOG.warning("Sequences are padded, not packed: this model's packed states differ by %.2g", gap)
+            return False
+        return True
 
     def _logits(self, states: Tensor) -> Tensor:
         logits = self.model.get_output_embeddings()(states)
@@ -182,6 +224,10 @@ class SharedBase:
     def forward_flops(self) -> float:
         """2 N operations per token of a forward, 2 N more for the backward through a frozen base."""
         return self._flops
+
+    def count_from(self, flops: float) -> None:
+        """Let the count of operations go on from that of an earlier attempt."""
+        self._flops = flops
 
     @contextmanager
     def decoder(self, role: Role = "policy", weights: str = "merged") -> Iterator[Any]:

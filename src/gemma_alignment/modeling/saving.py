@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from gemma_alignment.errors import UserError, brief
+
 
 @dataclass(frozen=True)
 class SavedModel:
@@ -62,9 +64,19 @@ def saved_adapter(shared: Any, role: str, base: str, numbers: dict[str, float] |
 
 
 def read_normalizer(directory: str) -> tuple[float, float]:
-    """Mean and sd that put a reward model's output on its own scale."""
-    numbers = json.loads(Path(directory, "normalizer.json").read_text())
-    return numbers["mean"], numbers["sd"]
+    """Mean and sd that put a reward model's output on its own scale.
+
+    Raises:
+        UserError: when the file is missing or damaged.
+    """
+    path = Path(directory, "normalizer.json")
+    try:
+        numbers = json.loads(path.read_text())
+        return float(numbers["mean"]), float(numbers["sd"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"Cannot read {path}: {brief(error)}\nMake it anew with kedro run --pipeline=reward_model."
+        ) from error
 
 
 @dataclass(frozen=True)

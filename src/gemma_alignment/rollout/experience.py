@@ -9,7 +9,7 @@ from torch import Tensor
 from gemma_alignment.modeling.protocols import Role, Text
 from gemma_alignment.modeling.sequences import Sequences
 from gemma_alignment.rollout.sampling import Rollout, sample
-from gemma_alignment.schemas import Experience
+from gemma_alignment.schemas import Experience, order_by_prompt
 
 
 def rollout(
@@ -34,12 +34,11 @@ def rollout(
 
 
 def in_parts(batch: Sequences, size: int, function: Callable[[Sequences], Tensor]) -> Tensor:
-    """Apply ``function`` to parts of like length with little padding, and put the rows back in order.
+    """Apply ``function`` to parts whose rows share prompts, and put the rows back in order.
 
     The result of a part is (b,) or (b, t); shorter ones are filled with 0 up to T.
     """
-    lengths = batch.prompt_mask.sum(1) + batch.response_mask.sum(1)
-    order = torch.argsort(lengths, stable=True)
+    order = order_by_prompt(batch.prompt_tokens, batch.prompt_mask)
     out: Tensor | None = None
     for start in range(0, len(order), size):
         rows = order[start : start + size]
@@ -87,7 +86,9 @@ def collect(
     found = rollout(model, chat, [text for _, text in prompts], group_size, settings, generator)
     batch = found.sequences
     raw = score(model, batch, found.ended, scale, penalty, microbatch_size)
-    old = role_logprobs(model, "policy", batch, settings.temperature, microbatch_size)
+    old = found.logprobs
+    if not model.is_exact:  # rounding would put the ratio off 1 before the first step
+        old = role_logprobs(model, "policy", batch, settings.temperature, microbatch_size)
     reference = role_logprobs(model, "reference", batch, settings.temperature, microbatch_size)
     values = None
     if with_critic:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gemma_alignment.modeling.sequences import Sequences, pad
+from gemma_alignment.objectives.logprobs import token_logprobs
 
 COMPACT_BELOW = 0.75  # rebuild the batch when fewer rows than this are still alive
 
@@ -21,6 +22,8 @@ class Rollout:
     """Sampled responses; the ``group_size`` samples of a prompt are consecutive rows."""
 
     sequences: Sequences
+    logprobs: Tensor
+    """(B, T) of the sampled tokens under the model that sampled, at the temperature; 0 at padding."""
     ended: Tensor
     """(B,) False where the response was cut off."""
     decoded_tokens: int
@@ -69,11 +72,12 @@ def sample(
     per_batch = max(1, batch_size // group_size)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     responses: list[list[int]] = [[] for _ in range(len(prompts) * group_size)]
+    likely = torch.zeros(uniforms.shape)
     decoded = 0
     for start in range(0, len(order), per_batch):
         chosen = order[start : start + per_batch]
         rows = [i * group_size + k for i in chosen for k in range(group_size)]
-        tokens, count = _decode(
+        tokens, likely[rows], count = _decode(
             model, [prompts[i] for i in chosen], group_size, uniforms[rows], temperature, tuple(stop_ids), pad_id
         )
         decoded += count
@@ -81,16 +85,18 @@ def sample(
             responses[row] = response
     repeated = [prompt for prompt in prompts for _ in range(group_size)]
     ended = torch.tensor([bool(r) and r[-1] in stop_ids for r in responses])
-    return Rollout(
-        Sequences(*pad(repeated, pad_id, left=True), *pad(responses, pad_id, left=False)), ended, decoded
-    )
+    batch = Sequences(*pad(repeated, pad_id, left=True), *pad(responses, pad_id, left=False))
+    return Rollout(batch, likely[:, : batch.response_mask.shape[1]], ended, decoded)
 
 
 def _decode(
     model: Any, prompts: list[Sequence[int]], group_size: int, uniforms: Tensor, temperature: float,
     stop_ids: tuple[int, ...], pad_id: int,
-) -> tuple[list[list[int]], int]:  # fmt: skip
-    """One batch: prefill, repeat the cache, then a token a step until every row has ended."""
+) -> tuple[list[list[int]], Tensor, int]:  # fmt: skip
+    """One batch: prefill, repeat the cache, then a token a step until every row has ended.
+
+    Returns: the responses, their tokens' log-probabilities (0 after the end), and the positions computed.
+    """
     from transformers import DynamicCache
 
     device = model.device
@@ -111,10 +117,12 @@ def _decode(
     stops = torch.tensor(stop_ids, device=device)
     steps = uniforms.shape[1]
     written = torch.full(uniforms.shape, -1, dtype=torch.long, device=device)
+    likely = torch.zeros(uniforms.shape, device=device)
     done = torch.zeros(len(alive), dtype=torch.bool, device=device)
     for step in range(steps):
         token = draw(logits, uniforms[alive.cpu(), step], temperature)
         written[alive[~done], step] = token[~done]
+        likely[alive, step] = _logprob(logits, token, temperature).masked_fill(done, 0.0)
         done = done | torch.isin(token, stops)
         if step + 1 == steps or bool(done.all()):
             break
@@ -130,4 +138,9 @@ def _decode(
         count += len(alive)
         position = position + 1
         logits = out.logits[:, -1]
-    return [[t for t in row if t >= 0] for row in written.tolist()], count
+    return [[t for t in row if t >= 0] for row in written.tolist()], likely.cpu(), count
+
+
+def _logprob(logits: Tensor, token: Tensor, temperature: float) -> Tensor:
+    """(B,) of drawn tokens; greedy ones at temperature 1."""
+    return token_logprobs(logits[:, None], token[:, None], temperature or 1.0)[:, 0]

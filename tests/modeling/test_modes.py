@@ -1,0 +1,57 @@
+"""No dropout, no checkpointing while sampling, and the same gradients with it: what fails without an error."""
+
+import pytest
+import torch
+from modeling.test_roles import batch
+from torch import nn
+from toy import LORA, SHAPE, chat, disturb
+
+from gemma_alignment.modeling.roles import SharedBase
+from gemma_alignment.modeling.tiny import tiny_gemma
+
+
+def model(checkpointing: bool) -> SharedBase:
+    base = tiny_gemma(SHAPE, len(chat().tokenizer), 0).eval().requires_grad_(False)
+    found = SharedBase(base, LORA, 0, gradient_checkpointing=checkpointing)
+    found.add("policy")
+    disturb(found, "policy", 0.1)
+    return found
+
+
+def gradients(one: SharedBase) -> list[torch.Tensor]:
+    with one.role("policy", train=True):
+        one.logprobs(batch(), 1.0)[0].sum().backward()
+    found = [p.grad.clone() for p in one.parameters_of("policy")]
+    for p in one.parameters_of("policy"):
+        p.grad = None
+    return found
+
+
+def test_two_forwards_in_train_mode_are_bitwise_equal() -> None:
+    one = model(checkpointing=True)
+    assert all(part.p == 0 for part in one.peft.modules() if isinstance(part, nn.Dropout))
+    assert one.model.config.attention_dropout == 0
+    with one.role("policy", train=True):
+        assert one.model.training
+        assert torch.equal(one.logprobs(batch(), 1.0)[0], one.logprobs(batch(), 1.0)[0])
+
+
+def test_checkpointing_changes_no_gradient() -> None:
+    plain, saving = gradients(model(False)), gradients(model(True))
+    assert max(float(g.abs().max()) for g in plain) > 1e-3
+    for one, other in zip(plain, saving, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("weights", ["merged", "adapter"])
+def test_sampling_after_a_training_forward_is_in_eval_mode_without_checkpointing(weights: str) -> None:
+    """In train mode with checkpointing the cache is dropped, and a decoder goes on from one token alone."""
+    one = model(checkpointing=True)
+    gradients(one)
+    assert one.model.is_gradient_checkpointing
+    with one.decoder(weights=weights) as decoder:
+        assert not any(part.training for part in decoder.modules())
+        assert not decoder.is_gradient_checkpointing
+        ids = torch.tensor([chat().encode_prompt("Name two fruits.")])
+        cached = decoder(ids, use_cache=True).past_key_values
+        assert cached.get_seq_length() == ids.shape[1]

@@ -1,0 +1,157 @@
+"""Packed rows give the padded way's states, in value and gradient, for every form of mask that models take."""
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from toy import LORA, SHAPE, chat, disturb, shared
+
+from gemma_alignment.modeling import packing
+from gemma_alignment.modeling.packing import masks_for, pack
+from gemma_alignment.modeling.roles import SharedBase
+from gemma_alignment.modeling.sequences import Sequences, sequences
+
+IDS = [[2, 10, 11], [2, 20], [2, 10, 11], [2, 30, 31, 32, 33], [2, 10, 11]]
+ANSWERS = [[5, 6, 1], [7, 1], [8, 1], [9, 10, 11, 12, 1], [5, 1]]
+
+
+def batch() -> Sequences:
+    return sequences(IDS, ANSWERS, 0)
+
+
+def sizes(**more: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "intermediate_size": 48, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1,
+        **more,
+    }  # fmt: skip
+
+
+BASES = {
+    "gemma": lambda: transformers.GemmaForCausalLM(transformers.GemmaConfig(**sizes(head_dim=16))),
+    "gemma2": lambda: transformers.Gemma2ForCausalLM(
+        transformers.Gemma2Config(**sizes(head_dim=16, sliding_window=4))
+    ),
+    "gemma3": lambda: transformers.Gemma3ForCausalLM(
+        transformers.Gemma3TextConfig(**sizes(head_dim=16, sliding_window=4, num_hidden_layers=6))
+    ),
+    "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes())),
+    "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes())),
+    "mistral": lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**sizes(sliding_window=4))),
+}  # fmt: skip
+
+
+def base(name: str) -> SharedBase:
+    torch.manual_seed(3)
+    model = SharedBase(BASES[name]().eval().requires_grad_(False), LORA, 0)
+    model.add("policy")
+    disturb(model, "policy", 0.1)
+    return model
+
+
+def test_who_sees_whom_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompt 2 3; responses 4 5 and 6; then another prompt 7 with response 8: one row of seven positions."""
+    packed = pack(sequences([[2, 3], [2, 3], [7]], [[4, 5], [6], [8]], 0))
+    assert packed.tokens.tolist() == [[2, 3, 4, 5, 6, 7, 8]]
+    assert packed.positions.tolist() == [[0, 1, 2, 3, 2, 0, 1]]
+    assert packed.sees()[0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 0, 0, 1, 0, 0],
+        [0, 0, 0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 1, 1],
+    ]
+    assert packed.index.tolist() == [[1, 2, 3], [1, 4, 0], [5, 6, 0]]
+    assert packed.real == 7
+    windowed = packed.sees(2)[0].int().tolist()
+    assert windowed[3] == [0, 0, 1, 1, 0, 0, 0]  # by position, not by place in the row
+    assert windowed[4] == [0, 1, 0, 0, 1, 0, 0]
+    monkeypatch.setattr(packing, "WIDTH", 5)
+    rows = pack(sequences([[2, 3], [2, 3], [7]], [[4, 5], [6], [8]], 0))
+    assert rows.tokens.tolist() == [[2, 3, 4, 5, 6], [7, 8, 0, 0, 0]]
+    monkeypatch.setattr(packing, "WIDTH", 4)  # too narrow for both responses: the prompt stands twice
+    split = pack(sequences([[2, 3], [2, 3], [7]], [[4, 5], [6], [8]], 0))
+    assert split.tokens.tolist() == [[2, 3, 4, 5], [2, 3, 6, 0], [7, 8, 0, 0]]
+    assert split.index.tolist() == [[1, 2, 3], [5, 6, 0], [8, 9, 0]]
+    assert rows.sees()[1].int().tolist()[4] == [0, 0, 0, 0, 1]  # padding attends to itself
+
+
+def test_every_real_token_stands_once_and_prompts_once_a_prompt() -> None:
+    packed = pack(batch())
+    assert packed.real == len([2, 10, 11]) + len([2, 20]) + len([2, 30, 31, 32, 33]) + sum(map(len, ANSWERS))
+    flat = packed.tokens.flatten()
+    for prompt, answer, row in zip(IDS, ANSWERS, packed.index, strict=True):
+        assert [int(flat[i]) for i in row[: len(answer) + 1]] == [prompt[-1], *answer]
+
+
+@pytest.mark.parametrize("width", [4, 12, 128])
+@pytest.mark.parametrize("name", BASES)
+def test_packed_and_padded_agree_in_value_and_gradient(
+    name: str, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "WIDTH", width)
+    found = []
+    for packs in (True, False):
+        model = base(name)
+        model._packs = packs
+        with model.role("policy", train=True):
+            logprobs, _ = model.logprobs(batch(), 1.0)
+            (logprobs * torch.linspace(0.5, 2.0, logprobs.numel()).view_as(logprobs)).sum().backward()
+        found.append((logprobs.detach(), [p.grad.clone() for p in model.parameters_of("policy")]))
+    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-5, rtol=0)
+    largest = max(float(g.abs().max()) for g in found[1][1])
+    assert max(float((a - b).abs().max()) for a, b in zip(found[0][1], found[1][1], strict=True)) < 1e-5 * largest
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_every_architecture_is_packed(name: str) -> None:
+    model = base(name)
+    with model.role("policy"):
+        model.logprobs(batch(), 1.0)
+    assert model._packs is True
+
+
+def test_a_mask_that_a_model_reads_otherwise_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full mask on a sliding model is silently wrong: it is found on the first batch, and padding is used."""
+    config = SimpleNamespace(sliding_window=None)
+    model = base("mistral")
+    expected = base("mistral")
+    expected._packs = False
+    monkeypatch.setattr(
+        "gemma_alignment.modeling.roles.masks_for", lambda _, packed, dtype: masks_for(config, packed, dtype)
+    )
+    with caplog.at_level(logging.WARNING), model.role("policy"):
+        found = model.logprobs(batch(), 1.0)[0]
+    assert model._packs is False
+    assert "padded, not packed" in caplog.text
+    with expected.role("policy"):
+        assert torch.equal(found, expected.logprobs(batch(), 1.0)[0])
+
+
+def test_values_and_scores_are_those_of_the_padded_way() -> None:
+    rows = sequences(
+        [chat().encode_prompt(p) for p in ("Name two fruits.", "Name two fruits.", "What are two birds?")],
+        [chat().encode_response(r) for r in ("apple and pear", "a", "two birds now")], 0,
+    )  # fmt: skip
+    found = []
+    for packs in (True, False):
+        model = shared()
+        model._packs = packs
+        for role in ("reward", "critic"):
+            disturb(model, role)
+        with model.role("reward"):
+            scores = model.scores(rows)
+        with model.role("critic"):
+            found.append((scores, model.values(rows)[rows.response_mask]))
+        positions = int(rows.prompt_mask.sum() + rows.response_mask.sum())
+        shared_prompt = int(rows.prompt_mask[0].sum()) if packs else 0
+        assert model.forward_flops() == 2 * 2 * model._size * (positions - shared_prompt)
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=0)
+    assert SHAPE.max_positions > rows.response_mask.shape[1]
