@@ -5,12 +5,14 @@ import logging
 import math
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from kedro.io import DatasetError
 
 from gemma_alignment.datasets.metric_writer import MetricWriter, Point, synchronize
 from gemma_alignment.datasets.run_log import RunLog, RunLogDataset
+from gemma_alignment.errors import UserError
 from gemma_alignment.schemas import UpdateRecord
 
 
@@ -75,6 +77,44 @@ def test_a_line_that_is_being_written_is_not_read(tmp_path):
     assert RunLog(tmp_path).rows("samples") == []
 
 
+def logged(path, count):
+    log = RunLog(path)
+    for iteration in range(count):
+        log.append(UpdateRecord(iteration, {"x": iteration / 3}, {"t": 1.0}, ({"response": f"é{iteration}"},)))
+    return log
+
+
+def test_a_run_goes_on_from_a_position_to_the_same_bytes(tmp_path):
+    whole = logged(tmp_path / "whole", 4)
+    position = logged(tmp_path / "cut", 2).position()
+    lost = logged(tmp_path / "cut", 3)
+    with lost.path("history").open("a") as file:
+        file.write('{"iteration":3,"half a li')
+    log = RunLog(tmp_path / "cut")
+    log.resume(position)
+    assert len(log.rows("timing")) == 3  # until the next record, what was lost can still be read
+    for iteration in (2, 3):
+        log.append(UpdateRecord(iteration, {"x": iteration / 3}, {"t": 1.0}, ({"response": f"é{iteration}"},)))
+    for kind in ("history", "samples"):
+        assert log.path(kind).read_bytes() == whole.path(kind).read_bytes()
+    assert [row["iteration"] for row in log.rows("timing")] == [0, 1, 2, 3]
+
+
+def test_lines_that_are_lost_are_no_start(tmp_path):
+    position = logged(tmp_path, 2).position()
+    logged(tmp_path, 1)
+    with pytest.raises(UserError, match=r"history\.jsonl is shorter than when the checkpoint was taken"):
+        RunLog(tmp_path).resume(position)
+
+
+def test_a_position_counts_bytes_of_files_that_sync_has_made(tmp_path):
+    log = RunLog(tmp_path)
+    assert log.position() == {"history": 0, "timing": 0, "samples": 0}
+    log.sync()
+    log.append(UpdateRecord(0, {}, {}, ({"response": "é"},)))
+    assert log.position()["samples"] == len('{"iteration":0,"response":"é"}\n'.encode())
+
+
 def test_the_dataset_gives_one_log_and_refuses_to_save(tmp_path):
     dataset = RunLogDataset(str(tmp_path / "run"))
     assert dataset.exists()
@@ -105,6 +145,11 @@ class Server:
             raise ConnectionError("refused")
         return [point for point in self.points if point.key == key]
 
+    def get_run(self, run_id):
+        if self.down:
+            raise ConnectionError("refused")
+        return SimpleNamespace(data=SimpleNamespace(metrics={point.key: 0.0 for point in self.points}))
+
 
 def points(count, key="x"):
     return [Point(key, float(step), 1000 + step, step) for step in range(count)]
@@ -114,7 +159,7 @@ def test_points_are_sent_while_the_run_goes_on():
     server = Server()
     writer = MetricWriter(server, "run", interval=0.01)
     writer.add(points(3))
-    assert server.called.wait(5)
+    assert server.called.wait(60)  # the first one imports mlflow
     writer.close(points(3))
     assert server.points == points(3)
 
@@ -150,6 +195,42 @@ def test_only_what_is_missing_is_sent_with_the_time_it_was_recorded():
     assert synchronize(server, "run", points(5)) == 3
     assert sorted(server.points) == points(5)
     assert synchronize(server, "run", points(5)) == 0
+
+
+def test_a_continued_run_is_read_back_and_what_it_holds_is_not_sent_again():
+    server = Server()
+    server.points = points(3)
+    again = [point._replace(timestamp=9000 + point.step) for point in points(5)]
+    writer = MetricWriter(server, "run", interval=0.01, continued=True)
+    writer.add(again[1:])
+    assert server.called.wait(60)  # the first one imports mlflow
+    writer.close(again)
+    assert server.points == points(3) + again[3:]
+
+
+def test_a_continued_run_that_cannot_be_read_back_yet_is_sent_nothing_twice(caplog):
+    server = Server()
+    server.points = points(3)
+    server.down = True
+    writer = MetricWriter(server, "run", interval=0.01, continued=True)
+    with caplog.at_level(logging.WARNING):
+        writer.add(points(5))
+        deadline = time.monotonic() + 60
+        while not caplog.records and time.monotonic() < deadline:
+            time.sleep(0.01)
+        server.down = False
+        writer.close(points(5))
+    assert server.points == points(5)
+    assert len(caplog.records) == 1
+
+
+def test_a_continued_log_sends_what_an_attempt_that_was_shot_did_not(tmp_path):
+    logged(tmp_path, 2)
+    server = Server()
+    log = RunLog(tmp_path)
+    log.attach(server, "run", continued=True)
+    log.close()
+    assert sorted((point.key, point.step) for point in server.points) == [("t", 0), ("t", 1), ("x", 0), ("x", 1)]
 
 
 def test_many_points_go_in_parts_that_mlflow_takes():

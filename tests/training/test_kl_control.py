@@ -108,7 +108,11 @@ def test_resumed_equals_uninterrupted(stop):
 def test_a_divergence_that_is_not_finite_is_refused_and_changes_nothing(kl):
     control = _controller()
     before = control.state_dict()
-    with pytest.raises(UserError, match="KL to the reference is"):
+    message = (
+        rf"^the KL to the reference is {kl} at 50% of the training: policy or reference give log-probabilities that "
+        r"are not finite\. A lower learning rate is the usual remedy\.$"
+    )
+    with pytest.raises(UserError, match=message):
         control.update(kl=kl, n=96, progress=0.5)
     assert control.state_dict() == before
 
@@ -127,6 +131,11 @@ def test_a_divergence_that_is_not_finite_is_refused_and_changes_nothing(kl):
 def test_settings_without_meaning_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         _controller(**changes)
+
+
+@pytest.mark.parametrize("changes", [{"horizon": 0.5}, {"max_rise": 0.0, "max_fall": 0.0}, {"max_fall": 1.0}])
+def test_settings_at_their_limits_are_taken(changes):
+    assert _controller(**changes).update(kl=0.5, n=96, progress=0.1) == 0.05
 
 
 def test_a_schedule_of_zeros_switches_the_penalty_off():

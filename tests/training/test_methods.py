@@ -10,7 +10,7 @@ import yaml
 from tabular import configured
 
 from gemma_alignment.config import ConfigError
-from gemma_alignment.objectives.advantages import gae, group_centered, group_zscore
+from gemma_alignment.objectives.advantages import gae, group_centered, group_whiten, group_zscore
 from gemma_alignment.objectives.kl import k1
 from gemma_alignment.objectives.masking import masked_mean
 from gemma_alignment.objectives.rewards import token_rewards
@@ -228,11 +228,20 @@ def test_the_coefficient_enters_in_one_place_alone(name, placement):
 def test_ppo_without_values_says_what_is_missing():
     method = configured("ppo")
     found = replace(_experience(method), values=None)
-    with pytest.raises(ValueError, match="critic's values"):
+    with pytest.raises(ValueError, match=r"^PPO assigns credit with a critic's values, and this experience has none$"):
         method.assign_credit(found, 0.0)
     step = replace(tabular.minibatch(method, _experience(method), 0.0), returns=None)
-    with pytest.raises(ValueError, match="sampled values and their returns"):
+    with pytest.raises(ValueError, match=r"^the value loss needs the sampled values and their returns$"):
         method.value_loss(step.values, step, Normalizer.of(step, 4))
+
+
+def test_group_std_of_ppo_whitens_group_by_group_and_leaves_the_returns():
+    method = configured("ppo", normalize_advantages="group_std", group_size=6)
+    found = _experience(method)
+    raw = configured("ppo", normalize_advantages="none", group_size=6).assign_credit(found, 0.05)
+    credit = method.assign_credit(found, 0.05)
+    assert torch.equal(credit.advantages, group_whiten(raw.advantages, found.response_mask, 6))
+    assert torch.equal(credit.returns, raw.returns)
 
 
 def test_group_std_leaves_ppo_finite_when_a_groups_responses_are_alike():

@@ -21,6 +21,7 @@ def _step(method, count=24, kl_coef=0.1, shift=0.4):
     chance = torch.Generator().manual_seed(5)
     tables = tabular.Tables()
     tables.policy += torch.randn(tables.policy.shape, generator=chance)
+    tables.critic += torch.randn(tables.critic.shape, generator=chance)
     found = tabular.experience(tables, method, count, chance)
     tables.policy += shift * torch.randn(tables.policy.shape, generator=chance)
     tables.critic += torch.randn(tables.critic.shape, generator=chance)

@@ -32,6 +32,7 @@ def run(name: str = "grpo", seed: int = 1, shared_changes: dict[str, Any] | None
         "num_iterations": 3, "responses_per_iteration": 8, "minibatch_size": 4, "microbatch_size": 4,
         "learning_rate": 5e-3, "critic_learning_rate": 5e-3, "adam_epsilon": 1e-5, "max_grad_norm": 1.0,
         "missing_eos_penalty": 1.0, "eval_every": 2, "eval_prompts": 2, "samples_per_evaluation": 1,
+        "checkpoint_every": 1, "checkpoints_kept": 2,
     }  # fmt: skip
     chosen = [(chat().encode_prompt(PROMPTS[0]), chat().encode_response("apple and pear"))]
     return Run(
@@ -45,7 +46,9 @@ def run(name: str = "grpo", seed: int = 1, shared_changes: dict[str, Any] | None
 
 
 def adapters(model: Any) -> dict[str, torch.Tensor]:
-    return {key: value.clone() for key, value in model.peft.state_dict().items()}
+    """A copy of everything: the base, every adapter and every head."""
+    heads = {f"head.{role}.{key}": v for role, head in model.heads.items() for key, v in head.state_dict().items()}
+    return {key: value.clone() for key, value in {**model.peft.state_dict(), **heads}.items()}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -57,6 +60,42 @@ def test_starts_at_the_reference_with_ratio_one(name: str) -> None:
     assert abs(first.metrics["policy/ratio_mean"] - 1) < 1e-5
     assert abs(first.metrics["policy/approx_kl"]) < 1e-5
     assert first.metrics["policy/clip_fraction"] == 0
+
+
+@pytest.mark.parametrize("name", ["ppo", "grpo"])
+def test_in_half_precision_the_first_ratio_is_1_within_its_tolerance(name: str) -> None:
+    """bf16 decodes and trains with different roundings: the old log-probabilities are taken from the training pass."""
+    one = run(name, shared_changes={"minibatch_size": 8, "num_iterations": 1})
+    for parameter in one.model.model.parameters():
+        parameter.data = parameter.data.bfloat16() if parameter.shape[-1] != 4 else parameter.data
+    one.model.model.bfloat16()
+    assert not one.model.is_exact
+    last = list(optimize(one))[-1]
+    assert abs(last.metrics["policy/ratio_mean"] - 1) < 0.02
+    assert abs(last.metrics["policy/approx_kl"]) < 0.02
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_scores_are_normalised_before_an_iteration_is_taken_in_whole_and_once(name: str) -> None:
+    """No information from the future: what an iteration is normalised with comes from before it."""
+    one, calls = run(name), []
+    real = one.score_normalizer
+
+    class Noted(type(real)):  # type: ignore[misc]
+        def normalize(self, scores: torch.Tensor) -> torch.Tensor:
+            calls.append(("normalize", scores.tolist(), self.state_dict()))
+            return super().normalize(scores)
+
+        def update(self, scores: torch.Tensor) -> None:
+            calls.append(("update", scores.tolist(), self.state_dict()))
+            super().update(scores)
+
+    list(optimize(Run(**{**vars(one), "score_normalizer": Noted(0.0, 1.0, 0.95)})))
+    assert [call[0] for call in calls] == ["normalize", "update"] * 3
+    for (_, seen, before), (_, taken, still) in zip(calls[::2], calls[1::2], strict=True):
+        assert len(seen) == 8
+        assert seen == taken
+        assert before == still
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -125,7 +164,9 @@ def test_a_score_that_is_not_a_number_stops_before_any_weight_changes() -> None:
         one.model.heads["reward"].bias.fill_(float("nan"))
     with pytest.raises(UserError, match=r"Iteration 1: scores is not finite for the prompts p"):
         list(optimize(one))
-    assert all(torch.equal(value, before[key]) for key, value in adapters(one.model).items())
+    after = adapters(one.model)
+    assert after.pop("head.reward.bias").isnan()
+    assert all(torch.equal(value, before[key]) for key, value in after.items())
 
 
 def test_a_drifted_policy_is_caught_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +185,7 @@ def test_a_drifted_policy_is_caught_before_the_first_step(monkeypatch: pytest.Mo
         list(optimize(run("grpo")))
 
 
+@pytest.mark.learning
 def test_a_larger_kl_coefficient_keeps_the_policy_nearer() -> None:
     """Direction: the same run under a strong and a weak penalty."""
     ends = []

@@ -89,6 +89,11 @@ def test_scores_that_stop_varying_are_not_divided_by_zero():
     assert normalizer.normalize(torch.full((4,), 2.0)).tolist() == [0.0] * 4
 
 
+def test_the_epsilon_is_added_to_the_variance():
+    found = EMANormalizer(0.0, 1e-8, 0.9).normalize(torch.tensor([1e-4]))
+    assert found.item() == pytest.approx(0.5**0.5, rel=1e-6)
+
+
 def test_resumed_equals_uninterrupted():
     first, plain = EMANormalizer(0.0, 1.0, 0.9), EMANormalizer(0.0, 1.0, 0.9)
     batches = _batches()
@@ -123,7 +128,11 @@ def test_ema_is_the_moving_one():
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_score_that_is_not_finite_is_refused_and_changes_nothing(bad):
     normalizer = EMANormalizer(0.0, 1.0, 0.9)
-    with pytest.raises(UserError, match="1 of 3 scores"):
+    message = (
+        r"^1 of 3 scores are not finite: the moving statistics were not changed\. "
+        r"Look at the reward model, and at the responses it was given\.$"
+    )
+    with pytest.raises(UserError, match=message):
         normalizer.update(torch.tensor([1.0, bad, 2.0]))
     assert normalizer.state_dict() == {"mean": 0.0, "variance": 1.0}
 

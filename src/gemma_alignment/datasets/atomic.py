@@ -50,6 +50,15 @@ def restore(target: Path) -> None:
         old.rename(target)
 
 
+def discard(directory: Path) -> None:
+    """Remove a directory that is gone at once, whole: renamed first, then emptied."""
+    gone = directory.with_name(f".{directory.name}.gone")
+    _remove(gone)
+    if directory.exists():
+        directory.rename(gone)
+        _remove(gone)
+
+
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)

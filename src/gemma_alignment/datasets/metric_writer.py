@@ -30,11 +30,15 @@ class MetricWriter:
     """Sends queued points to one MLflow run every few seconds.
 
     A server that does not answer costs one warning, never the training: points wait in the queue,
-    and ``close`` sends what the run does not hold.
+    and ``close`` sends what the run does not hold. Where a run is ``continued``, what an earlier attempt
+    sent is read back first and not sent again: an iteration that is done twice has another timestamp.
     """
 
-    def __init__(self, client: "MlflowClient", run_id: str, interval: float = INTERVAL) -> None:
+    def __init__(
+        self, client: "MlflowClient", run_id: str, interval: float = INTERVAL, continued: bool = False
+    ) -> None:
         self.run_id = run_id
+        self._stored: set[tuple[str, int]] | None = None if continued else set()
         self._client = client
         self._interval = interval
         self._queue: list[Point] = []
@@ -67,9 +71,11 @@ class MetricWriter:
                 self._warn(error)
 
     def _flush(self) -> None:
+        if self._stored is None:
+            self._stored = stored(self._client, self.run_id, self._client.get_run(self.run_id).data.metrics)
         with self._lock:
             points = list(self._queue)
-        send(self._client, self.run_id, points)
+        send(self._client, self.run_id, [p for p in points if (p.key, p.step) not in self._stored])
         with self._lock:
             del self._queue[: len(points)]
 
@@ -93,13 +99,14 @@ def send(client: "MlflowClient", run_id: str, points: Sequence[Point]) -> None:
         client.log_batch(run_id, metrics=part)
 
 
+def stored(client: "MlflowClient", run_id: str, keys: Iterable[str]) -> set[tuple[str, int]]:
+    """Key and step of every point of ``keys`` that the run holds."""
+    return {(key, metric.step) for key in keys for metric in client.get_metric_history(run_id, key)}
+
+
 def synchronize(client: "MlflowClient", run_id: str, points: Sequence[Point]) -> int:
     """Send those of ``points`` whose key and step the run does not hold; how many that were."""
-    stored = {
-        (key, metric.step)
-        for key in {point.key for point in points}
-        for metric in client.get_metric_history(run_id, key)
-    }
-    missing = [point for point in points if (point.key, point.step) not in stored]
+    there = stored(client, run_id, {point.key for point in points})
+    missing = [point for point in points if (point.key, point.step) not in there]
     send(client, run_id, missing)
     return len(missing)

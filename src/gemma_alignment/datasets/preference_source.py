@@ -9,7 +9,8 @@ from typing import Any
 from kedro.io import AbstractDataset, DatasetError
 
 from gemma_alignment.datasets.json_lines import JSONLinesFile
-from gemma_alignment.errors import UserError
+from gemma_alignment.errors import UserError, brief
+from gemma_alignment.modeling.hub import spare_a_silent_hub
 
 
 class PreferenceSource:
@@ -31,14 +32,15 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _download(settings: Any, seed: int) -> Iterator[dict[str, Any]]:
-    from datasets import load_dataset
+    spare_a_silent_hub()
+    from datasets import load_dataset  # after: it asks when imported whether there is a hub
 
     try:
         table = load_dataset(settings.repository, revision=settings.revision, split=settings.split)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"Cannot fetch {settings.repository} at {settings.revision}: {type(error).__name__}: "
-            f"{str(error).splitlines()[0]}\nCheck the network and HF_TOKEN, or use a file: "
+            f"Cannot fetch {settings.repository} at {settings.revision}: {brief(error)}\n"
+            "Check the network and HF_TOKEN, or use a file: "
             "--params preferences.source=jsonl,preferences.path=FILE"
         ) from error
     count = min(settings.sample_size, len(table))

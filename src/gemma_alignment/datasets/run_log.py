@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from kedro.io import AbstractDataset, DatasetError
 
 from gemma_alignment.datasets.atomic import beside
 from gemma_alignment.datasets.metric_writer import MetricWriter, Point
+from gemma_alignment.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,19 +31,51 @@ class RunLog:
     ``history.jsonl`` holds the reproducible numbers (sorted keys, compact, exact floats, so equal
     runs give equal bytes; what is not finite is null), ``timing.jsonl`` clock and memory readings,
     ``samples.jsonl`` responses. The first record drops the lines from its own iteration on, which an
-    earlier run may have left: a run from the start begins with empty files.
+    earlier run may have left: a run from the start begins with empty files, one that goes on from a
+    checkpoint cuts them where that was taken. Until then they are as the earlier attempt left them.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = Path(directory)
         self._begun = False
+        self._cut: Mapping[str, int] | None = None
+        self._continued = False
         self._writer: MetricWriter | None = None
 
-    def attach(self, client: "MlflowClient", run_id: str) -> None:
-        """From now on send the metrics to this MLflow run too, in the background."""
+    def attach(self, client: "MlflowClient", run_id: str, continued: bool = False) -> None:
+        """From now on send the metrics to this MLflow run too, in the background.
+
+        A run that is ``continued`` holds points of an earlier attempt: those are not sent again.
+        """
         if self._writer is None or self._writer.run_id != run_id:
             self.close()
-            self._writer = MetricWriter(client, run_id)
+            self._continued = continued
+            self._writer = MetricWriter(client, run_id, continued=continued)
+
+    def position(self) -> dict[str, int]:
+        """How many bytes each file has."""
+        return {kind: path.stat().st_size if (path := self.path(kind)).exists() else 0 for kind in KINDS}
+
+    def sync(self) -> None:
+        """Return when the lines so far outlast a loss of power."""
+        for kind in KINDS:
+            with self.path(kind).open("ab") as file:
+                os.fsync(file.fileno())
+
+    def resume(self, position: Mapping[str, int]) -> None:
+        """Let the next record follow the lines before ``position``.
+
+        Raises:
+            UserError: when the files are shorter than that.
+        """
+        there = self.position()
+        short = [kind for kind in KINDS if there[kind] < position[kind]]
+        if short:
+            raise UserError(
+                f"{self.path(short[0])} is shorter than when the checkpoint was taken: lines are lost. "
+                "Begin anew with --params overwrite=true."
+            )
+        self._cut = position
 
     def append(self, record: "UpdateRecord") -> None:
         """Write the lines of one iteration and queue its metrics for MLflow."""
@@ -83,10 +117,14 @@ class RunLog:
         """Send MLflow what it does not hold yet, and let go of its run."""
         if self._writer is not None:
             writer, self._writer = self._writer, None
-            writer.close(self.points() if self._begun else [])
+            writer.close(self.points() if self._begun or self._continued else [])
 
     def _begin(self, first: int) -> None:
         self._begun = True
+        if self._cut is not None:
+            for kind in KINDS:
+                os.truncate(self.path(kind), self._cut[kind])
+            return
         for kind in KINDS:
             kept = [row for row in self.rows(kind) if row["iteration"] < first]
             with beside(self.path(kind)) as path:

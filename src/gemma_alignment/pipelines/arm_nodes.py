@@ -26,9 +26,9 @@ def train_policy(
     method_name: str, sft_merged_model: str, rm_model_bt: str, prompts_train: Rows, prompts_eval: Rows,
     preferences_eval: Rows, method: dict[str, Any], policy_optimization: dict[str, Any], rollout: dict[str, Any],
     kl_control: dict[str, Any], score_normalization: dict[str, Any], modeling: dict[str, Any],
-    runtime: dict[str, Any], preferences: dict[str, Any], seed: int, run_log: Any,
+    runtime: dict[str, Any], preferences: dict[str, Any], seed: int, run_log: Any, checkpoints: Any,
 ) -> tuple[Any, list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:  # fmt: skip
-    """Train a policy against the frozen reward model with the one loop.
+    """Train a policy against the frozen reward model with the one loop, on from a checkpoint where there is one.
 
     Returns: the policy's adapter, its history, its timing, and sample responses.
 
@@ -37,6 +37,7 @@ def train_policy(
     """
     from gemma_alignment.modeling.saving import read_normalizer, saved_adapter
     from gemma_alignment.parameters import training as p
+    from gemma_alignment.training.checkpoints import Keeper, with_time_of
     from gemma_alignment.training.kl_control import KLController
     from gemma_alignment.training.methods import METHODS
     from gemma_alignment.training.policy_optimization import Run, optimize
@@ -68,8 +69,13 @@ def train_policy(
         scale=read_normalizer(rm_model_bt), seed=seed, gold=gold_of(preferences),
         peak_memory=lambda: peak_memory_mb(device),
     )  # fmt: skip
-    for record in optimize(run):
-        run_log.append(record)
+    start = None
+    if (found := checkpoints.begin()) is not None:
+        start = with_time_of(found.state, run_log.rows("timing"))
+        run_log.resume(found.position)
+    with Keeper(checkpoints, run_log, shared.checkpoint_every, shared.checkpoints_kept) as keeper:
+        for record in optimize(run, start):
+            keeper.take(record)
     return (
         saved_adapter(model, "policy", sft_merged_model),
         *(run_log.rows(name) for name in ("history", "timing", "samples")),

@@ -21,7 +21,7 @@ def create_arm(method: str) -> Pipeline:
                 train,
                 inputs=[
                     "sft_merged_model", "rm_model_bt", "prompts_train", "prompts_eval", "preferences_eval",
-                    f"params:{method}", *SHARED, f"{method}.run_log",
+                    f"params:{method}", *SHARED, f"{method}.run_log", f"{method}.checkpoints",
                 ],
                 outputs=[f"{method}.{name}" for name in ("policy", "history", "timing", "samples")],
                 name=f"train_{method}",

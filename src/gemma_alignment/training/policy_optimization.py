@@ -4,25 +4,23 @@ Each iteration: (1) sample and score, (2) assign credit, (3) update policy and, 
 one, critic, (4) move the KL controller and the score normaliser, (5) report.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gemma_alignment.errors import UserError
 from gemma_alignment.modeling.protocols import Text
 from gemma_alignment.objectives.kl import k1
 from gemma_alignment.rollout.experience import collect
-from gemma_alignment.schemas import Credit, Experience, Minibatch, Normalizer, UpdateRecord
+from gemma_alignment.schemas import Credit, Experience, Minibatch, Normalizer, TrainingState, UpdateRecord
+from gemma_alignment.training.checkpoints import capture, restore
+from gemma_alignment.training.guards import check_finite, check_first_ratio, check_loss, named
 from gemma_alignment.training.policy_evaluation import Gold, HeldOut, evaluate_policy
-from gemma_alignment.training.schedule import guarded_step
+from gemma_alignment.training.schedule import clipped
 from gemma_alignment.training.seeding import generator, prompt_order
-
-RATIO_TOLERANCE = 0.02  # nats; fp32 stays below 1e-5, bf16 and 4 bits below this
 
 
 @dataclass(frozen=True)
@@ -56,24 +54,29 @@ class _Budget:
     seconds: float = 0.0
 
 
-def optimize(run: Run) -> Iterator[UpdateRecord]:
+def optimize(run: Run, start: TrainingState | None = None) -> Iterator[UpdateRecord]:
     """Train the policy adapter (and critic) of ``run.model`` in place; yields one record an iteration.
 
-    Record 0 is the policy before any update; record i comes after the i-th update.
+    Record 0 is the policy before any update; record i comes after the i-th update. With ``start``, the
+    state of an earlier attempt's record, the first record is that of the iteration after it.
 
     Raises:
         UserError: when a loss, gradient, score or log-probability is not finite, or when the first
             ratio of an iteration differs from 1; no weight was changed by the step that failed.
         ValueError: when the group size does not divide the responses of an iteration.
     """
-    settings, budget = run.settings, _Budget()
+    settings, budget, done = run.settings, _Budget(), 0
     per_iteration = settings.prompts_per_iteration(run.method.group_size)
     optimizers = {"policy": _adam(run, "policy", settings.learning_rate)}
     if run.method.needs_critic:
         optimizers["critic"] = _adam(run, "critic", settings.critic_learning_rate)
-    metrics, samples = _evaluation(run, 0)
-    yield UpdateRecord(0, {**metrics, "policy/kl_coef": run.kl_controller.coef}, {}, samples)
-    for iteration in range(1, settings.num_iterations + 1):
+    if start is not None:
+        budget, done = _Budget(**restore(start, run, optimizers)), start.iteration
+    else:
+        metrics, samples = _evaluation(run, 0)
+        state = capture(0, run, optimizers, asdict(budget))
+        yield UpdateRecord(0, {**metrics, "policy/kl_coef": run.kl_controller.coef}, {}, samples, state)
+    for iteration in range(done + 1, settings.num_iterations + 1):
         started = time.perf_counter()
         remaining = 1 - (iteration - 1) / settings.num_iterations
         for optimizer in optimizers.values():
@@ -114,7 +117,8 @@ def optimize(run: Run) -> Iterator[UpdateRecord]:
             "budget/seconds": budget.seconds,
             "memory/peak_mb": run.peak_memory(),
         }
-        yield UpdateRecord(iteration, metrics, timing, samples)
+        state = capture(iteration, run, optimizers, asdict(budget))
+        yield UpdateRecord(iteration, metrics, timing, samples, state)
 
 
 def _adam(run: Run, role: Any, rate: float) -> torch.optim.Optimizer:
@@ -129,7 +133,7 @@ def minibatch_of(experience: Experience, credit: Credit, kl_coef: float) -> Mini
     return Minibatch(
         experience.prompt_tokens, experience.prompt_mask, experience.response_tokens, experience.response_mask,
         experience.old_logprobs, experience.ref_logprobs, credit.advantages, experience.values, credit.returns,
-        kl_coef,
+        kl_coef, experience.prompt_ids,
     )  # fmt: skip
 
 
@@ -161,30 +165,33 @@ def _step(
     """
     normalizer = Normalizer.of(minibatch, run.rollout.max_new_tokens)
     stats: dict[str, float] = {}
-    losses = dict.fromkeys(optimizers, 0.0)
+    where = {role: f"{run.method.name}, iteration {iteration}, {role}" for role in optimizers}
     for part in minibatch.split(run.settings.microbatch_size):
         micro = _on(run.model.device, part)
         with run.model.role("policy", train=True):
             logprobs, entropy = run.model.logprobs(micro, run.rollout.temperature)
-            if first:
-                check_first_ratio(logprobs, micro, iteration)
             loss, found = run.method.policy_loss(logprobs, micro, normalizer)
+            check_loss(loss, {"logprobs": logprobs}, micro, where["policy"])
+            if first:
+                check_first_ratio(logprobs, micro, iteration, run.model.is_exact)
             loss.backward()
-        losses["policy"] += float(loss.detach())
         _add(stats, {"policy/" + key: value for key, value in found.items()})
         _add(stats, {"policy/entropy": (entropy * micro.response_mask).sum() / normalizer.tokens})
         if run.method.needs_critic:
             with run.model.role("critic", train=True):
-                loss, found = run.method.value_loss(run.model.values(micro), micro, normalizer)
+                values = run.model.values(micro)
+                loss, found = run.method.value_loss(values, micro, normalizer)
+                check_loss(loss, {"values": values}, micro, where["critic"])
                 loss.backward()
-            losses["critic"] += float(loss.detach())
             _add(stats, {"value/loss": found["value_loss"]})
-    for role, optimizer in optimizers.items():
-        norm = guarded_step(
-            optimizer, run.model.parameters_of(role), losses[role], run.settings.max_grad_norm,
-            f"{run.method.name}, iteration {iteration}, {role}",
-        )  # fmt: skip
+    rows = named(minibatch.prompt_ids, range(len(minibatch)))
+    for role in optimizers:  # all are checked before any steps
+        parameters = run.model.named_parameters_of(role)
+        norm = clipped(parameters, run.settings.max_grad_norm, f"{where[role]}, {rows}")
         stats["policy/grad_norm" if role == "policy" else "value/grad_norm"] = norm
+    for optimizer in optimizers.values():
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     return stats
 
 
@@ -240,40 +247,6 @@ def explained_variance(experience: Experience) -> float:
     first, target = experience.values[:, 0], experience.scores
     spread = float(target.var(correction=0))
     return 1 - float((target - first).var(correction=0)) / spread if spread > 0 else 0.0
-
-
-def check_finite(experience: Experience, iteration: int) -> None:
-    """Stop before an update on a NaN or an infinity.
-
-    Raises:
-        UserError: names the iteration, the first bad quantity and its prompt ids.
-    """
-    for name in ("scores", "old_logprobs", "ref_logprobs", "values"):
-        tensor = getattr(experience, name)
-        if tensor is None or bool(torch.isfinite(tensor).all()):
-            continue
-        rows = (~torch.isfinite(tensor)).reshape(len(tensor), -1).any(1).nonzero()[:3, 0].tolist()
-        prompts = [experience.prompt_ids[i] if experience.prompt_ids else str(i) for i in rows]
-        raise UserError(
-            f"Iteration {iteration}: {name} is not finite for the prompts {', '.join(prompts)}. "
-            "No weight was changed. The usual causes are a learning rate that is too high and a damaged adapter."
-        )
-
-
-def check_first_ratio(logprobs: Tensor, micro: Minibatch, iteration: int) -> None:
-    """Before the first step of an iteration, π / π_old must be 1.
-
-    Raises:
-        UserError: names the likely causes.
-    """
-    with torch.no_grad():
-        gap = ((logprobs - micro.old_logprobs).abs() * micro.response_mask).max()
-    if not math.isfinite(float(gap)) or float(gap) > RATIO_TOLERANCE:
-        raise UserError(
-            f"Iteration {iteration}: log-probabilities differ by {float(gap):.2g} nats from those taken before the "
-            "update, where they must be equal. Likely causes: dropout left on, an adapter switched in between, "
-            "another temperature, or padding that reaches the attention."
-        )
 
 
 def _evaluation(run: Run, iteration: int) -> tuple[dict[str, float], list[dict[str, Any]]]:

@@ -27,8 +27,8 @@ def train_reward_model(
     model: Any, pairs: Sequence[Pair], settings: Any, pad_id: int, seed: int
 ) -> Iterator[UpdateRecord]:
     """Train the reward adapter and head; yields loss and accuracy every ``log_every`` steps."""
-    parameters = model.parameters_of("reward")
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
+    parameters = model.named_parameters_of("reward")
+    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=0.0)
     steps_per_epoch = max(1, len(pairs) // settings.batch_size)
     total = steps_per_epoch * settings.epochs
     losses: list[float] = []

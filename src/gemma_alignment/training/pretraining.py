@@ -15,8 +15,8 @@ Batch = Callable[[int], Sequence[Sequence[int]]]
 
 def pretrain(model: Any, batch: Batch, settings: Any, pad_id: int) -> Iterator[UpdateRecord]:
     """Train all weights in place: L = −Σ log p(token | before) / tokens; yields the loss now and then."""
-    parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    parameters = dict(model.named_parameters())
+    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     model.train()
     losses: list[float] = []
     for step in range(settings.steps):

@@ -1,7 +1,7 @@
 """The learning-rate schedule and the optimizer step that supervised and preference training share."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,21 +17,40 @@ def warmup_cosine(step: int, total: int, warmup_share: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
+def clipped(parameters: Mapping[str, nn.Parameter], max_grad_norm: float, where: str) -> float:
+    """Clip the gradient's norm; returns the norm from before.
+
+    Raises:
+        UserError: when the gradient is not finite; it names ``where`` and the first bad tensor.
+    """
+    gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    norm = torch.nn.utils.get_total_norm(list(gradients.values()))
+    if not bool(torch.isfinite(norm)):
+        bad = [name for name, gradient in gradients.items() if not bool(torch.isfinite(gradient).all())]
+        raise _stopped(where, f"the gradient of {bad[0]} is not finite" if bad else "the gradient's norm is infinite")
+    torch.nn.utils.clip_grads_with_norm_(parameters.values(), max_grad_norm, norm)
+    return float(norm)
+
+
 def guarded_step(
-    optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], loss: float | Tensor, max_grad_norm: float,
-    where: str,
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], loss: float | Tensor,
+    max_grad_norm: float, where: str,
 ) -> float:  # fmt: skip
     """Clip, check, step and clear; returns the gradient's norm before clipping.
 
     Raises:
         UserError: when loss or gradient is not finite, before the optimizer touches a weight.
     """
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
-    if not (math.isfinite(float(loss)) and math.isfinite(norm)):
-        raise UserError(
-            f"{where}: the loss is {float(loss)} and the gradient's norm {norm}; no weight was changed. "
-            "Lower the learning rate or look at the rows named here."
-        )
+    if not math.isfinite(float(loss)):
+        raise _stopped(where, f"the loss is {float(loss)}")
+    norm = clipped(parameters, max_grad_norm, where)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def _stopped(where: str, what: str) -> UserError:
+    return UserError(
+        f"{where}: {what}. The optimizer did not step. "
+        "The usual causes are a learning rate that is too high and a damaged adapter."
+    )

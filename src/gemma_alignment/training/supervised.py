@@ -22,8 +22,8 @@ def train_supervised(
 
     L = −Σ log π(y_t | x, y_<t) / (number of response tokens in the optimizer step).
     """
-    parameters = model.parameters_of("policy")
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
+    parameters = model.named_parameters_of("policy")
+    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=0.0)
     steps_per_epoch = max(1, len(examples) // settings.batch_size)
     total = steps_per_epoch * settings.epochs
     losses: list[float] = []

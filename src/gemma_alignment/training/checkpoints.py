@@ -1,0 +1,164 @@
+"""What a run goes on from after an interruption: taken after an iteration, put back before the next one.
+
+Nothing else carries over: chance comes from seed and iteration (``seeding.py``), the learning rate from
+the iteration. So a run that goes on is, byte for byte, the run that was never interrupted.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from gemma_alignment.errors import UserError
+from gemma_alignment.schemas import TrainingState, UpdateRecord
+
+if TYPE_CHECKING:
+    from gemma_alignment.training.policy_optimization import Run
+
+logger = logging.getLogger(__name__)
+
+Optimizers = Mapping[str, torch.optim.Optimizer]
+"""By role."""
+Position = Mapping[str, int]
+"""Bytes of each line file of a run."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A state, and how far the run's line files had come with it."""
+
+    state: TrainingState
+    position: Position
+
+
+def capture(iteration: int, run: "Run", optimizers: Optimizers, budget: Mapping[str, float]) -> TrainingState:
+    """A copy, in main memory, of all that the iteration after ``iteration`` depends on."""
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for role, optimizer in optimizers.items():
+        parameters = run.model.named_parameters_of(role)
+        tensors[role] = {name: _copy(parameter) for name, parameter in parameters.items()}
+        tensors[f"{role}_optimizer"] = {
+            f"{name}/{key}": _copy(value)
+            for name, parameter in parameters.items()
+            for key, value in optimizer.state.get(parameter, {}).items()
+        }
+    numbers = {
+        "kl_controller": run.kl_controller.state_dict(),
+        "score_normalizer": run.score_normalizer.state_dict(),
+        "budget": {**budget, "flops": run.model.forward_flops()},
+    }
+    return TrainingState(iteration, tensors, numbers)
+
+
+def restore(state: TrainingState, run: "Run", optimizers: Optimizers) -> dict[str, Any]:
+    """Put a state back into what ``capture`` read it from; returns the budget that it was given.
+
+    Raises:
+        UserError: when the state is that of another model.
+    """
+    for role, optimizer in optimizers.items():
+        parameters = run.model.named_parameters_of(role)
+        _put(state.tensors.get(role, {}), parameters, role)
+        index = {name: i for i, name in enumerate(parameters)}
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in state.tensors[f"{role}_optimizer"].items():
+            name, _, kind = key.rpartition("/")
+            moments.setdefault(index[name], {})[kind] = value
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    run.kl_controller.load_state_dict(state.numbers["kl_controller"])
+    run.score_normalizer.load_state_dict(state.numbers["score_normalizer"])
+    budget: dict[str, Any] = dict(state.numbers["budget"])
+    run.model.count_from(budget.pop("flops"))
+    return budget
+
+
+def with_time_of(state: TrainingState, timing: Iterable[Mapping[str, Any]]) -> TrainingState:
+    """The state with the seconds of iterations that an attempt did after it, and that are done again.
+
+    ``timing`` are the lines of ``timing.jsonl`` that the attempt left.
+    """
+    budget = state.numbers["budget"]
+    seconds = max((row.get("budget/seconds") or 0.0 for row in timing), default=0.0)
+    spent = {**budget, "seconds": max(budget["seconds"], seconds)}
+    return replace(state, numbers={**state.numbers, "budget": spent})
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _put(saved: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], role: str) -> None:
+    shapes = {name: value.shape for name, value in saved.items()}
+    if shapes != {name: value.shape for name, value in parameters.items()}:
+        raise UserError(
+            f"The checkpoint's {role} has other tensors than this model's: it was written by another version. "
+            "Begin anew with --params overwrite=true."
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(saved[name])
+
+
+class Store(Protocol):
+    """Where checkpoints are kept."""
+
+    def save(self, checkpoint: Checkpoint, kept: int) -> None:
+        """Keep it, and of those before it the last ``kept - 1``."""
+
+
+class Log(Protocol):
+    """Where records are kept."""
+
+    def append(self, record: UpdateRecord) -> None:
+        """Write the lines of a record."""
+
+    def position(self) -> Position:
+        """How far the lines have come."""
+
+    def sync(self) -> None:
+        """Return when the lines so far outlast a loss of power."""
+
+
+class Keeper:
+    """Logs records, and keeps the state of the last one: on disk now and then, and when the block ends.
+
+    It may end by an error or a signal. The iteration that is cut off may have changed weights and has left no
+    record, so the last good state is that of the record before.
+    """
+
+    def __init__(self, store: Store, log: Log, every: int, kept: int) -> None:
+        self._store, self._log = store, log
+        self._every, self._kept = every, kept
+        self._unsaved: Checkpoint | None = None
+
+    def take(self, record: UpdateRecord) -> None:
+        """Log a record and keep its state, every ``every`` iterations on disk."""
+        self._log.append(record)
+        if record.state is not None:
+            self._unsaved = Checkpoint(record.state, self._log.position())
+            if record.iteration % self._every == 0:
+                self._save()
+
+    def _save(self) -> None:
+        if self._unsaved is not None:
+            self._log.sync()
+            self._store.save(self._unsaved, self._kept)
+            self._unsaved = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._save()
+        except UserError as failure:
+            if error is None:
+                raise
+            logger.warning("The state before the error could not be saved: %s", failure)
