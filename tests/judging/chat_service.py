@@ -27,6 +27,8 @@ class Answer:
     """Close the connection without a word."""
     announce: int = 0
     """So many more bytes are announced than sent: the connection breaks inside the body."""
+    drip_s: float = 0.0
+    """Send the body a byte at a time, with so long a pause between two."""
 
 
 def completion(text: str | None, tokens: tuple[int, int] | None = (100, 20), refusal: str | None = None) -> Answer:
@@ -101,7 +103,9 @@ def send(handler: BaseHTTPRequestHandler, answer: Answer) -> None:
         for name, value in answer.headers.items():
             handler.send_header(name, value)
         handler.end_headers()
-        handler.wfile.write(body)
+        for piece in ([body] if not answer.drip_s else [body[i : i + 1] for i in range(len(body))]):
+            handler.wfile.write(piece)
+            time.sleep(answer.drip_s)
     handler.close_connection = handler.close_connection or answer.announce > 0
 
 

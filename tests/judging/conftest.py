@@ -88,9 +88,6 @@ def batch_service() -> Iterator[BatchService]:
 
 
 REMOTE = {
-    "model": "gpt-4o-mini-2024-07-18",
-    "base_url": None,
-    "mode": "live",
     "batch_poll_s": 0.05,
     "batch_size": 1000,
     "temperature": 0.0,
@@ -116,18 +113,27 @@ REMOTE = {
 
 @pytest.fixture
 def judge_section(service: ChatService) -> Callable[..., dict[str, Any]]:
-    """Section ``judge`` for the service of the tests, with changes to ``remote``."""
+    """Section ``judge`` for the service of the tests, with changes to it or to ``remote``."""
 
-    def section(**remote: object) -> dict[str, Any]:
-        return {
+    def section(**changes: object) -> dict[str, Any]:
+        judge: dict[str, Any] = {
             "kind": "openai",
+            "model": "gpt-4o-mini-2024-07-18",
+            "base_url": service.url,
+            "mode": "live",
             "seed": 42,
             "attempts": 3,
             "canaries": 0,
+            "repeats": 0,
+            "labelled_path": None,
+            "labelled_pairs": 0,
             "recorded_path": None,
             "rubric": {"noise": 0.0, "position_bias": 0.0, "tie_margin": 0.0},
-            "remote": {**REMOTE, "base_url": service.url, **remote},
+            "remote": dict(REMOTE),
         }
+        for name, value in changes.items():
+            (judge if name in judge else judge["remote"])[name] = value
+        return judge
 
     return section
 
@@ -139,8 +145,8 @@ KEY = "sk-very-secret-0123456789"
 def remote_judge(judge_section: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..., "OpenAIJudge"]:
     """The real client at the service of the tests."""
 
-    def make(**remote: object) -> "OpenAIJudge":
-        parameters = build(JudgeParameters, judge_section(**remote), "judge")
+    def make(**changes: object) -> "OpenAIJudge":
+        parameters = build(JudgeParameters, judge_section(**changes), "judge")
         return JudgeConnection(tmp_path / "cache.jsonl", KEY).judge(parameters)
 
     return make

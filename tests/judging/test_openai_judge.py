@@ -3,13 +3,16 @@
 import json
 import logging
 import random
+import re
 import threading
 import time
+from pathlib import Path
 
 import pytest
+import yaml
 from chat_service import Answer, completion, error, verdict
 
-from gemma_alignment.config import build
+from gemma_alignment.config import ConfigError, build
 from gemma_alignment.datasets.judge import JudgeDataset
 from gemma_alignment.errors import UserError
 from gemma_alignment.judging.client import JudgeUnavailable, Request, cache_key
@@ -19,6 +22,7 @@ from gemma_alignment.judging.prompts import SYSTEM
 from gemma_alignment.judging.session import Comparison, Session
 from gemma_alignment.parameters.judge import JudgeParameters
 
+CONF = Path(__file__).parents[2] / "conf"
 KEY = "sk-very-secret-0123456789"
 PAIR = ("Which?", "this", "that")
 PRICE_OF_ONE = (100 * 0.15 + 20 * 0.6) / 1e6
@@ -31,6 +35,16 @@ def ledger_rows(tmp_path):
 def then_fine(*faults):
     """A script: the faults in turn, then a verdict."""
     return lambda n, payload: faults[n - 1] if n <= len(faults) else completion(verdict("2"))
+
+
+def test_the_default_judge_is_a_pinned_snapshot_that_varies_least():
+    judge = yaml.safe_load((CONF / "base" / "parameters_evaluation.yml").read_text())["judge"]
+    parameters = build(JudgeParameters, judge, "judge")
+    assert re.fullmatch(r"gpt-4o-mini-\d{4}-\d\d-\d\d", parameters.model)
+    assert parameters.base_url is None
+    assert parameters.remote.temperature == 0.0
+    assert [price.model for price in parameters.remote.prices] == [parameters.model]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", parameters.remote.prices[0].as_of)
 
 
 def test_what_is_sent(service, remote_judge):
@@ -98,6 +112,17 @@ def test_a_reply_that_does_not_come_is_given_up_in_time_and_tried_again(service,
     started = time.monotonic()
     assert parse_verdict(remote_judge(timeout_s=0.2).judge(*PAIR).text) == "second"
     assert time.monotonic() - started < 1.0
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_a_reply_that_drips_in_is_given_up_in_time_and_tried_again(service, remote_judge, status):
+    """Every single byte comes well within the timeout; all of them would take a minute."""
+    slow = vars(completion(verdict("1"))) | {"status": status, "drip_s": 0.15}
+    service.script = then_fine(Answer(**slow))
+    started = time.monotonic()
+    assert parse_verdict(remote_judge(timeout_s=0.4).judge(*PAIR).text) == "second"
+    assert time.monotonic() - started < 5.0
+    assert len(service.received) == 2
 
 
 def test_attempts_are_bounded(service, remote_judge):
@@ -291,6 +316,14 @@ def test_a_service_of_ones_own_needs_no_key(service, judge_section, tmp_path):
     parameters = build(JudgeParameters, judge_section(), "judge")
     judge = JudgeConnection(tmp_path / "cache.jsonl").judge(parameters)
     assert parse_verdict(judge.judge(*PAIR).text) == "first"
+
+
+def test_a_service_of_ones_own_may_have_neither_price_nor_cap(service, remote_judge, tmp_path):
+    reply = remote_judge(model="own-model", spend_cap_usd=None).judge(*PAIR)
+    assert (reply.cost, reply.tokens_in) == (0.0, 100)
+    assert {row["usd"] for row in ledger_rows(tmp_path)} == {0.0}
+    with pytest.raises(ConfigError, match="only with a service of your own"):
+        remote_judge(base_url=None, spend_cap_usd=None)
 
 
 def test_a_stop_ends_waits_at_once(service, remote_judge):

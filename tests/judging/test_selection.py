@@ -72,7 +72,12 @@ def test_nothing_to_compare_says_what_was_found(systems):
 def test_runs_can_be_left_out():
     partitions = ["sft/", "ppo/seed=1/", "grpo/seed=1/", "grpo@k4/seed=1/", "ppo/seed=2/", "study/"]
     assert set(select_systems(partitions, ["ppo", "grpo"], [1])) == {SFT, System("ppo", 1), System("grpo", 1)}
-    assert len(select_systems(partitions, None, None)) == 5
+
+
+def test_a_variant_is_judged_only_by_name():
+    partitions = ["sft/", "ppo/seed=1/", "grpo/seed=1/", "grpo@k4/seed=1/", "ppo@k4/seed=1/"]
+    assert set(select_systems(partitions, None, None)) == {SFT, System("ppo", 1), System("grpo", 1)}
+    assert set(select_systems(partitions, ["grpo@k4"], None)) == {SFT, System("grpo@k4", 1)}
 
 
 def test_runs_on_different_shared_models_are_refused():

@@ -139,7 +139,7 @@ def test_auto_without_gold_judges_nothing_and_says_why(sections, tmp_path, caplo
     pairs = select(sections, {name: rows(["x", "yy", "z"]) for name in RESPONSES})
     assert judged(sections, pairs, tmp_path) == []
     assert "these answers have no gold score" in caplog.text
-    described = describe_judge([], [], pairs, sections["judge"])
+    described = describe_judge([], [], [], [], pairs, sections["judge"])
     assert described["kind"] == "none"
     assert "judge.kind=openai" in described["reason"]
     assert described["consistency"] is None
@@ -153,7 +153,7 @@ def test_none_judges_nothing(sections, tmp_path):
         == []
     )
     assert (
-        describe_judge([], [], pairs, {**sections["judge"], "kind": "none"})["reason"] == "judge.kind is none"
+        describe_judge([], [], [], [], pairs, {**sections["judge"], "kind": "none"})["reason"] == "judge.kind is none"
     )
 
 
@@ -271,7 +271,8 @@ def run_pipeline(data_root, sections):
 def test_the_pipeline_through_the_real_catalog(world, sections, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-not-used")
     first = run_pipeline(world, sections)
-    assert set(first) == {"judgements.jsonl", "canary_judgements.jsonl", "judge_card.json"}
+    asked = {f"{kind}judgements.jsonl" for kind in ("", "canary_", "repeat_", "labelled_")}
+    assert set(first) == {*asked, "judge_card.json"}
     assert run_pipeline(world, sections) == first  # byte for byte, over its own output
     assert "sk-not-used" not in str(first)
 
@@ -292,7 +293,11 @@ def test_the_pipeline_through_the_real_catalog(world, sections, monkeypatch):
     assert agreement["kappa"] < agreement["agreement"]
     assert described["unparsed"] == described["cost"] == described["missing_pairs"] == 0
     assert described["control_strings"] == {"grpo/seed=42": 0, "ppo/seed=42": 0, "sft": 0}
-    for sort in ("same", "empty", "imitation", "known"):
+    repeat = described["repeat"]
+    assert repeat["asked"] == repeat["n"] == 80
+    assert 0.6 < repeat["agreement"] < 1.0  # other noise
+    assert described["people"]["asked"] == 0
+    for sort in ("same", "empty", "imitation", "flattery", "injection", "known"):
         assert described["canaries"][sort] == {"asked": 20, "right": 20, "both_orders": 20, "missing": 0}
 
 

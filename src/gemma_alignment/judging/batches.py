@@ -152,7 +152,7 @@ class Batches:
             problems = [str(problem.message) for problem in (ended.errors and ended.errors.data) or []]
             raise UserError(
                 f"the service refused batch {batch.id}: {'; '.join(problems[:3]) or 'it gives no reason'}. "
-                "Nothing of it was billed. Mend the cause, or set judge.remote.mode=live."
+                "Nothing of it was billed. Mend the cause, or set judge.mode=live."
             )
         if missing:
             logger.warning("Batch %s is %s; %d requests have no reply.", batch.id, ended.status, missing)

@@ -10,7 +10,7 @@ from gemma_alignment.errors import UserError
 from gemma_alignment.judging.append_log import AppendLog
 from gemma_alignment.judging.client import Request
 from gemma_alignment.judging.prompts import RESPONSE_SCHEMA, SYSTEM, user_message
-from gemma_alignment.parameters.judge import Price
+from gemma_alignment.parameters.judge import JudgeParameters, Price
 
 logger = logging.getLogger(__name__)
 
@@ -35,18 +35,22 @@ def cost(price: Price, tokens_in: int, tokens_out: int) -> float:
     return (tokens_in * price.input_usd_per_million + tokens_out * price.output_usd_per_million) / 1e6
 
 
-def price_of(model: str, prices: Sequence[Price]) -> Price:
-    """The price of ``model``.
+def price_of(parameters: JudgeParameters) -> Price:
+    """The price of the model; nothing, where there is no cap because the service is one's own.
 
     Raises:
         UserError: it is not in the table; without a price there is no cap.
     """
-    for price in prices:
+    model, remote = parameters.model, parameters.remote
+    for price in remote.prices:
         if price.model == model:
             return price
+    if remote.spend_cap_usd is None:
+        return Price(model, 0.0, 0.0, 1.0, "")
     raise UserError(
         f"judge.remote.prices has no entry for {model!r}, so its cost cannot be capped. Add one with "
-        "input_usd_per_million, output_usd_per_million and as_of (0.0 for a model that you host yourself)."
+        "input_usd_per_million, output_usd_per_million, batch_share and as_of; or, for a service of your own "
+        "that bills nothing, set judge.remote.spend_cap_usd=null."
     )
 
 

@@ -108,6 +108,18 @@ def agreement_labels(judgements: Sequence[Row]) -> tuple[list[str], list[str]]:
     return [named["ab"][ab] for ab, _ in both], [named["ba"][ba] for _, ba in both]
 
 
+def repeated_verdicts(first: Sequence[Row], again: Sequence[Row]) -> tuple[list[str], list[str]]:
+    """The verdicts on the same order of the same pair, asked twice; those without a verdict are left out."""
+    before = {_asked(row): str(row["verdict"]) for row in first}
+    both = [(before[_asked(row)], str(row["verdict"])) for row in again if _asked(row) in before]
+    kept = [pair for pair in both if UNPARSED not in pair]
+    return [one for one, _ in kept], [other for _, other in kept]
+
+
+def _asked(row: Row) -> tuple[object, ...]:
+    return row["system_a"], row["system_b"], row["prompt_id"], row["order"]
+
+
 def length_preference(
     judgements: Sequence[Row], lengths: Mapping[tuple[str, str, str], tuple[int, int]]
 ) -> dict[str, object]:

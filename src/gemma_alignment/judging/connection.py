@@ -1,5 +1,6 @@
 """The handle through which a node reaches a judge: it knows where files lie and holds the secret."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -78,7 +79,7 @@ class JudgeConnection:
         if not isinstance(judge, OpenAIJudge):
             return Session(judge, None, concurrency=1, attempts=1, skip_identical=skip_identical)
         cache, remote = self.cache(), parameters.remote
-        if remote.mode == "live":
+        if parameters.mode == "live":
             return Session(judge, cache, remote.concurrency, parameters.attempts, skip_identical)
         path = self._cache_path.with_suffix(".batches.jsonl")
         batches = Batches(judge, cache, path, remote.batch_size, remote.batch_poll_s)
@@ -86,11 +87,11 @@ class JudgeConnection:
 
     def _openai(self, parameters: JudgeParameters) -> Judge:
         remote = parameters.remote
-        if not self._api_key and remote.base_url is None:
+        if not self._api_key and parameters.base_url is None:
             raise UserError(
                 "judge.kind is openai, and OPENAI_API_KEY is not set in the environment. Set it, name a "
-                "compatible service that needs no key in judge.remote.base_url, or set judge.kind=none."
+                "compatible service that needs no key in judge.base_url, or set judge.kind=none."
             )
-        ledger = SpendLedger(self._cache_path.with_suffix(".spend.jsonl"), remote.spend_cap_usd)
-        service = Service(self._api_key or "no-key-needed", remote)
-        return OpenAIJudge(service, remote, parameters.seed, ledger)
+        cap = math.inf if remote.spend_cap_usd is None else remote.spend_cap_usd
+        ledger = SpendLedger(self._cache_path.with_suffix(".spend.jsonl"), cap)
+        return OpenAIJudge(Service(self._api_key or "no-key-needed", parameters), parameters, ledger)

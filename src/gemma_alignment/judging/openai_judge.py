@@ -9,7 +9,7 @@ from gemma_alignment.judging.budget import SpendLedger, batch_price, cost, estim
 from gemma_alignment.judging.client import JudgeUnavailable, Reply, Request
 from gemma_alignment.judging.prompts import PROMPT_VERSION, RESPONSE_SCHEMA, SYSTEM, user_message
 from gemma_alignment.judging.service import Malformed, Outcome, Service
-from gemma_alignment.parameters.judge import Price, RemoteParameters
+from gemma_alignment.parameters.judge import JudgeParameters, Price
 
 if TYPE_CHECKING:
     import openai
@@ -23,20 +23,20 @@ class OpenAIJudge:
 
     Args:
         service: reaches the model.
-        remote: section ``judge.remote``.
-        seed: of the model's sampling; attempt k at the same request uses ``seed + k``.
+        parameters: section ``judge``; attempt k at the same request samples with ``seed + k``.
         ledger: the cap.
     """
 
     prompt_version = PROMPT_VERSION
 
-    def __init__(self, service: Service, remote: RemoteParameters, seed: int, ledger: SpendLedger) -> None:
-        self.model = remote.model
+    def __init__(self, service: Service, parameters: JudgeParameters, ledger: SpendLedger) -> None:
+        self.model = parameters.model
         self.service = service
         self.ledger = ledger
-        self.price = price_of(remote.model, remote.prices)
-        self._remote = remote
-        self._seed = seed
+        self.price = price_of(parameters)
+        self._mode = parameters.mode
+        self._remote = parameters.remote
+        self._seed = parameters.seed
 
     @property
     def decoding(self) -> Mapping[str, object]:
@@ -50,7 +50,7 @@ class OpenAIJudge:
 
     def prepare(self, requests: Sequence[Request]) -> None:
         """Estimate the cost and refuse what will not fit under the cap."""
-        price = batch_price(self.price) if self._remote.mode == "batch" else self.price
+        price = batch_price(self.price) if self._mode == "batch" else self.price
         self.ledger.check(estimate(price, requests))
 
     def stop(self) -> None:

@@ -39,14 +39,22 @@ class System:
 def select_systems(
     partitions: Sequence[str], methods: Sequence[str] | None, seeds: Sequence[int] | None
 ) -> dict[System, str]:
-    """The systems asked for (None: all), each with its partition id; the SFT model always."""
+    """The systems asked for, each with its partition id; the SFT model always.
+
+    None asks for every seed, and for every method as it is configured: a variant is judged only by name. So
+    ablations neither change nor bill the comparison that they stand beside.
+    """
     found = {system: partition for partition in partitions if (system := System.of(partition))}
     return {
         system: partition
         for system, partition in found.items()
         if system.seed is None
-        or ((methods is None or system.method in methods) and (seeds is None or system.seed in seeds))
+        or (_is_asked(system.method, methods) and (seeds is None or system.seed in seeds))
     }
+
+
+def _is_asked(method: str, methods: Sequence[str] | None) -> bool:
+    return "@" not in method if methods is None else method in methods
 
 
 def pair_systems(systems: Sequence[System], against_sft: bool) -> list[tuple[System, System]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
 from gemma_alignment.errors import UserError
 from gemma_alignment.judging.client import JudgeUnavailable
 from gemma_alignment.judging.pacing import Pacer, backoff, requested_wait
-from gemma_alignment.parameters.judge import RemoteParameters
+from gemma_alignment.parameters.judge import JudgeParameters
 
 if TYPE_CHECKING:
     import openai
@@ -49,18 +49,28 @@ class Service:
 
     Args:
         api_key: never shown or stored.
-        remote: section ``judge.remote``.
+        parameters: section ``judge``.
     """
 
-    def __init__(self, api_key: str, remote: RemoteParameters) -> None:
+    def __init__(self, api_key: str, parameters: JudgeParameters) -> None:
         import openai
 
+        from gemma_alignment.judging.deadline import end_in_time
+
+        remote = parameters.remote
         self._api_key = api_key
+        self._model = parameters.model
         self._remote = remote
         self._rng = random.Random()
         self._stopping = threading.Event()
         self._pacer = Pacer(remote.requests_per_minute, self._stopping)
-        self._client = openai.OpenAI(api_key=api_key, base_url=remote.base_url, timeout=remote.timeout_s, max_retries=0)
+        self._client = openai.OpenAI(
+            api_key=api_key,
+            base_url=parameters.base_url,
+            timeout=remote.timeout_s,
+            max_retries=0,
+            http_client=openai.DefaultHttpx2Client(event_hooks={"response": [end_in_time]}),
+        )
 
     @property
     def base_url(self) -> str:
@@ -117,7 +127,7 @@ class Service:
         if status in (401, 403):
             _give_up(f"the service refused the key (status {status}): check OPENAI_API_KEY")
         if status == 404:
-            _give_up(f"{self.base_url} knows no model {self._remote.model!r} or no such call (status 404)")
+            _give_up(f"{self.base_url} knows no model {self._model!r} or no such call (status 404)")
         if status < FIRST_SERVER_ERROR and status not in RETRIED:
             detail = error.message.replace(self._api_key, "***")[:300]
             raise JudgeUnavailable(f"the service refused this request (status {status}): {detail}") from None

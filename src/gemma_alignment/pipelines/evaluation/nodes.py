@@ -1,20 +1,25 @@
 """Pair the answers of finished runs, have them judged in both orders, and describe the judge."""
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from gemma_alignment.config import build
 from gemma_alignment.errors import UserError
 from gemma_alignment.judging.answers import Answers, join
 from gemma_alignment.judging.canaries import canaries, canary_results
-from gemma_alignment.judging.card import agreement_labels, judge_card, length_preference
+from gemma_alignment.judging.card import agreement_labels, judge_card, length_preference, repeated_verdicts
+from gemma_alignment.judging.client import digest
 from gemma_alignment.judging.connection import JudgeConnection
+from gemma_alignment.judging.labelled import against_labels, label_counts, labelled_comparisons
 from gemma_alignment.judging.prompts import control_strings
 from gemma_alignment.judging.selection import System, check_shared_models, pair_systems, select_systems
 from gemma_alignment.judging.session import Comparison, Session
 from gemma_alignment.parameters.judge import EvaluationParameters, JudgeParameters
+from gemma_alignment.pipelines.data_processing.rows import check_rows
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +27,10 @@ Row = Mapping[str, Any]
 Partitions = Mapping[str, Callable[[], Any]]
 BROKEN = ("failed", "killed")
 """A run that ended so may have left the responses of an earlier one."""
+REPEAT_SEED = 1000
+"""Added to the seed where a judgement is repeated: beyond the seeds of further attempts."""
+MOST_BYTES = 1_000_000
+"""Of a line of labelled pairs."""
 EffectiveKind = Literal["rubric", "openai", "recorded", "none"]
 
 
@@ -62,9 +71,7 @@ def judge_pairs(pairs: Sequence[Row], judge: JudgeConnection, parameters: Row) -
     if kind == "none":
         logger.warning("Nothing is judged: %s.", reason)
         return []
-    names = [field.name for field in fields(Comparison)]
-    comparisons = [Comparison(**{name: pair[name] for name in names}) for pair in pairs]
-    return _session(judge, settings, kind).judgements(comparisons)
+    return _session(judge, settings, kind).judgements(_comparisons(pairs))
 
 
 def question_judge(
@@ -80,24 +87,62 @@ def question_judge(
     return _session(judge, settings, kind, skip_identical=False).judgements(questions)
 
 
+def judge_again(pairs: Sequence[Row], judge: JudgeConnection, parameters: Row) -> list[dict[str, object]]:
+    """Some of the pairs judged once more with another seed, drawn by a hash of their names."""
+    settings = build(JudgeParameters, parameters, "judge")
+    kind, _ = _effective_kind(settings, pairs)
+    if kind in ("none", "recorded"):
+        return []
+    told_apart = [pair for pair in pairs if pair["answer_a"] != pair["answer_b"]]
+    drawn = sorted(told_apart, key=lambda pair: digest(pair["system_a"], pair["system_b"], pair["prompt_id"]))
+    again = replace(settings, seed=settings.seed + REPEAT_SEED)
+    return _session(judge, again, kind).judgements(_comparisons(drawn[: settings.repeats]))
+
+
+def judge_labelled(pairs: Sequence[Row], judge: JudgeConnection, parameters: Row) -> list[dict[str, object]]:
+    """Pairs that people labelled, put to a language model that judges; each row with the ``label``.
+
+    Raises:
+        UserError: the file is not there, or holds no usable pair.
+    """
+    settings = build(JudgeParameters, parameters, "judge")
+    kind, _ = _effective_kind(settings, pairs)
+    if kind != "openai" or settings.labelled_path is None:
+        return []
+    asked = labelled_comparisons(_labelled_rows(settings.labelled_path), settings.labelled_pairs)
+    labels = {comparison.prompt_id: label for comparison, label in asked}
+    rows = _session(judge, settings, kind).judgements([comparison for comparison, _ in asked])
+    return [{**row, "label": labels[str(row["prompt_id"])]} for row in rows]
+
+
 def describe_judge(
-    judgements: Iterable[Row], canary_judgements: Sequence[Row], pairs: Sequence[Row], parameters: Row
+    judgements: Iterable[Row],
+    canary_judgements: Iterable[Row],
+    repeat_judgements: Iterable[Row],
+    labelled_judgements: Iterable[Row],
+    pairs: Sequence[Row],
+    parameters: Row,
 ) -> dict[str, object]:
-    """The judge's quality card: how it agrees with itself, with known answers and with length."""
+    """The judge's quality card: how it agrees with itself, with known answers, with people and with length."""
     from gemma_alignment.statistics.agreement import kappa
 
     settings = build(JudgeParameters, parameters, "judge")
     kind, reason = _effective_kind(settings, pairs)
-    rows = list(judgements)
+    rows, canaries_asked, repeats, labelled = map(
+        list, (judgements, canary_judgements, repeat_judgements, labelled_judgements)
+    )
+    labels, results = against_labels(labelled)
     return {
         "kind": kind,
         "reason": reason,
         "settings": _settings(settings, kind),
         **judge_card(rows),
         "kappa_between_orders": asdict(kappa(*agreement_labels(rows))),
+        "repeat": {"asked": len(repeats), **asdict(kappa(*repeated_verdicts(rows, repeats)))},
+        "people": {"asked": len(labelled) // 2, **label_counts(labels, results), **asdict(kappa(labels, results))},
         "longer_answer": length_preference(rows, _lengths(pairs)),
-        "canaries": canary_results(canary_judgements),
-        "canary_cost": sum(row["cost"] for row in canary_judgements),
+        "canaries": canary_results(canaries_asked),
+        "cost_of_questions": sum(row["cost"] for row in (*canaries_asked, *repeats, *labelled)),
         "control_strings": _control_strings(pairs),
     }
 
@@ -120,6 +165,22 @@ def _effective_kind(settings: JudgeParameters, pairs: Sequence[Row]) -> tuple[Ef
             "the true quality of an answer. Set judge.kind to openai, recorded or none."
         )
     return settings.kind, None
+
+
+def _comparisons(pairs: Sequence[Row]) -> list[Comparison]:
+    names = [field.name for field in fields(Comparison)]
+    return [Comparison(**{name: pair[name] for name in names}) for pair in pairs]
+
+
+def _labelled_rows(path: str) -> list[Row]:
+    if not Path(path).is_file():
+        raise UserError(f"no file of labelled pairs at {path}: set judge.labelled_path to one that exists, or to null.")
+    with Path(path).open("rb") as lines:
+        kept, rejected = check_rows(enumerate(lines, start=1), MOST_BYTES, -math.inf, math.inf)
+    if not kept:
+        why = f" (line {rejected[0]['line']}: {rejected[0]['reason']})" if rejected else ""
+        raise UserError(f"{path} holds no preference pair that can be used{why}: judge.labelled_path needs some.")
+    return [item["row"] for item in kept]
 
 
 def _session(
@@ -152,7 +213,8 @@ def _settings(settings: JudgeParameters, kind: EffectiveKind) -> dict[str, objec
     if kind == "rubric":
         return {"seed": settings.seed, **asdict(settings.rubric)}
     if kind == "openai":
-        return {"seed": settings.seed, "attempts": settings.attempts, **asdict(settings.remote)}
+        names = ("model", "base_url", "mode", "seed", "attempts")
+        return {**{name: getattr(settings, name) for name in names}, **asdict(settings.remote)}
     return {"recorded_path": settings.recorded_path} if kind == "recorded" else {}
 
 

@@ -6,6 +6,8 @@ from kedro.pipeline import Node, Pipeline
 
 from gemma_alignment.pipelines.evaluation.nodes import (
     describe_judge,
+    judge_again,
+    judge_labelled,
     judge_pairs,
     question_judge,
     select_pairs,
@@ -39,8 +41,23 @@ def create_pipeline(finished: Sequence[str] = ()) -> Pipeline:
             name="question_judge",
         ),
         Node(
+            judge_again,
+            inputs=["answer_pairs", "judge", "params:judge"],
+            outputs="repeat_judgements",
+            name="judge_again",
+        ),
+        Node(
+            judge_labelled,
+            inputs=["answer_pairs", "judge", "params:judge"],
+            outputs="labelled_judgements",
+            name="judge_labelled",
+        ),
+        Node(
             describe_judge,
-            inputs=["judgements", "canary_judgements", "answer_pairs", "params:judge"],
+            inputs=[
+                "judgements", "canary_judgements", "repeat_judgements", "labelled_judgements", "answer_pairs",
+                "params:judge",
+            ],
             outputs="judge_card",
             name="describe_judge",
         ),

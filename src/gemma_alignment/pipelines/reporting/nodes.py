@@ -32,6 +32,7 @@ def compare(
     run_cards: Partitions,
     judgements: Iterable[Mapping[str, Any]],
     judge_card: Mapping[str, Any],
+    eval_scores: Iterable[Mapping[str, Any]],
     protocol: Mapping[str, Any],
     reporting: Mapping[str, Any],
     *finished: object,
@@ -45,6 +46,7 @@ def compare(
         run_cards: likewise the run's ``run.json``.
         judgements: one row an order of a comparison; none when nothing was judged.
         judge_card: what is known of the judge itself.
+        eval_scores: what the reward model says of each held-out pair.
         protocol: section ``protocol``.
         reporting: section ``reporting``.
         finished: datasets that only had to be there first.
@@ -65,7 +67,7 @@ def compare(
     verdicts = verdicts_by_pair(list(judgements))
     outcomes = {pair: resolve(*both) for pair, both in verdicts.items()}
     generator = np.random.default_rng(settings.bootstrap_seed)
-    study = Study(runs, outcomes, fixed, settings.bootstrap_draws, generator)
+    study = Study(runs, outcomes, fixed, settings.bootstrap_draws, generator, list(eval_scores))
     comparison = compare_study(study, judge_card, _versions())
     verdict = comparison["verdict"]
     logger.info("%s v %s: %s.", fixed.method_a.upper(), fixed.method_b.upper(), verdict["phrase"])

@@ -24,6 +24,7 @@ def create_pipeline(finished: Sequence[str] = ()) -> Pipeline:
                 "run_cards",
                 "judgements",
                 "judge_card",
+                "reward_model.eval_scores",
                 "params:protocol",
                 "params:reporting",
                 *finished,

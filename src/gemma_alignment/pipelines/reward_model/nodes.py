@@ -4,9 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemma_alignment.config import build
-from gemma_alignment.pipelines.models import open_base, prepare
+from gemma_alignment.pipelines.data_processing.nodes import genrm_question, parse_score
+from gemma_alignment.pipelines.models import gold_of, open_base, prepare
 
 Rows = Sequence[Mapping[str, Any]]
+SIDES = ("chosen", "rejected")
+GENRM_TOKENS = 24
+"""Enough for ``Score: 10.0/10`` in any tokenizer; what follows it is not read."""
 
 
 def _pairs(chat: Any, rows: Rows, drop_equal_scores: bool) -> list[tuple[list[int], list[int], list[int]]]:
@@ -16,9 +20,12 @@ def _pairs(chat: Any, rows: Rows, drop_equal_scores: bool) -> list[tuple[list[in
             chat.encode_response(row["chosen"][-1]["content"]),
             chat.encode_response(row["rejected"][-1]["content"]),
         )
-        for row in rows
-        if not (drop_equal_scores and row["score_chosen"] == row["score_rejected"])
+        for row in _told_apart(rows, drop_equal_scores)
     ]
+
+
+def _told_apart(rows: Rows, drop_equal_scores: bool) -> list[Mapping[str, Any]]:
+    return [row for row in rows if not (drop_equal_scores and row["score_chosen"] == row["score_rejected"])]
 
 
 def _normalizer(
@@ -73,3 +80,70 @@ def train_reward_model(
         model, chat, prompts_train, settings, build(RolloutParameters, rollout, "rollout"), prepare_seed
     )
     return saved_adapter(model, "reward", sft_merged_model, numbers), run_log.rows("history")
+
+
+def score_held_out(
+    sft_merged_model: str, rm_model_bt: str, preferences_eval: Rows, modeling: dict[str, Any],
+    runtime: dict[str, Any], reward_model: dict[str, Any], rollout: dict[str, Any], preferences: dict[str, Any],
+    prepare_seed: int,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Everything that is known of the two answers of each held-out pair: what the card is made from.
+
+    One row a pair: ``prompt_id``, ``source`` (null where the row names none) and, for ``chosen`` and
+    ``rejected``, ``output_*`` (of the reward model, before its normaliser, so that its loss's
+    probability is sigma of their difference), ``written_*`` (the score in the data), ``tokens_*``,
+    ``characters_*``, ``gold_*`` (null outside the embedded world), ``asked_genrm_*`` and ``genrm_*`` (whether
+    the SFT model was asked for a score, and the one it wrote; null where it wrote none).
+    """
+    from gemma_alignment.modeling.sequences import sequences
+    from gemma_alignment.parameters.training import RewardModelParameters, RolloutParameters
+    from gemma_alignment.rollout.experience import score
+
+    settings = build(RewardModelParameters, reward_model, "reward_model")
+    model, chat = open_base(sft_merged_model, modeling, prepare(runtime), prepare_seed)
+    model.load("reward", rm_model_bt)
+    told_apart = _told_apart(preferences_eval, settings.drop_equal_scores)
+    answers = [(row["prompt"], row[side][-1]["content"]) for row in told_apart for side in SIDES]
+    tokens = [chat.encode_response(text) for _, text in answers]
+    batch = sequences([chat.encode_prompt(prompt) for prompt, _ in answers], tokens, chat.pad_id)
+    outputs = score(model, batch, batch.response_mask.any(1), (0.0, 1.0), 0.0, settings.microbatch_size).tolist()
+    read = _genrm_scores(
+        model, chat, answers[: len(SIDES) * settings.genrm_pairs], build(RolloutParameters, rollout, "rollout")
+    )
+    gold = gold_of(preferences)
+    found = [
+        {
+            "output": round(outputs[i], 6),
+            "tokens": len(tokens[i]),
+            "characters": len(text),
+            "gold": None if gold is None else round(float(gold(prompt, text)), 6),
+            "genrm": read[i] if i < len(read) else None,
+            "asked_genrm": i < len(read),
+        }
+        for i, (prompt, text) in enumerate(answers)
+    ]
+    return [_held_out_row(row, *found[2 * i : 2 * i + 2]) for i, row in enumerate(told_apart)]
+
+
+def _held_out_row(row: Mapping[str, Any], *sides: Mapping[str, Any]) -> dict[str, Any]:
+    flat = {f"{key}_{side}": value for side, values in zip(SIDES, sides, strict=True) for key, value in values.items()}
+    written = {f"written_{side}": float(row[f"score_{side}"]) for side in SIDES}
+    return {"prompt_id": row["prompt_id"], "source": row.get("source"), **written, **flat}
+
+
+def _genrm_scores(model: Any, chat: Any, answers: Sequence[tuple[str, str]], settings: Any) -> list[float | None]:
+    """The score that the SFT model writes for each answer, at temperature 0; None where it writes none."""
+    from torch import Generator
+
+    from gemma_alignment.rollout.sampling import sample
+
+    if not answers:
+        return []
+    questions = [chat.encode_prompt(genrm_question(prompt, text)) for prompt, text in answers]
+    with model.decoder("reference", settings.weights) as decoder:
+        found = sample(
+            decoder, questions, 1, max_new_tokens=GENRM_TOKENS, temperature=0.0, stop_ids=chat.stop_ids,
+            pad_id=chat.pad_id, generator=Generator(), batch_size=settings.batch_size,
+        ).sequences  # fmt: skip
+    written = zip(found.response_tokens, found.response_mask, strict=True)
+    return [parse_score(chat.decode_response(tokens[mask].tolist())) for tokens, mask in written]

@@ -1,0 +1,190 @@
+"""The judge against people: by hand, on stored verdicts of real judges, and through its own node."""
+
+import json
+from collections import Counter
+
+import pytest
+from chat_service import completion, verdict
+
+from gemma_alignment.errors import UserError
+from gemma_alignment.judging.connection import JudgeConnection
+from gemma_alignment.judging.labelled import against_labels, label_counts, labelled_comparisons
+from gemma_alignment.pipelines.evaluation.nodes import describe_judge, judge_again, judge_labelled, judge_pairs
+from gemma_alignment.statistics.agreement import kappa
+
+
+def pair(i, high=2.0, low=1.0):
+    def message(text):
+        return [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": text}]
+
+    return {
+        "prompt": f"q{i}",
+        "prompt_id": f"id{i}",
+        "chosen": message(f"good {i}"),
+        "rejected": message(f"bad {i}"),
+        "messages": message(f"good {i}"),
+        "score_chosen": high,
+        "score_rejected": low,
+    }
+
+
+def judged(label, ab, ba, prompt="p"):
+    names = {"prompt_id": prompt, "system_a": "labelled/a", "system_b": "labelled/b", "label": label}
+    return [{**names, "order": "ab", "verdict": ab}, {**names, "order": "ba", "verdict": ba}]
+
+
+def test_the_better_answer_stands_on_either_side_and_the_label_goes_with_it():
+    made = labelled_comparisons([pair(i) for i in range(200)], 500)
+    assert len(made) == 200
+    sides = Counter(label for _, label in made)
+    assert 70 < sides["a"] < 130
+    for comparison, label in made:
+        assert (comparison.answer_a if label == "a" else comparison.answer_b).startswith("good")
+
+
+def test_equal_scores_are_a_tie_and_the_draw_depends_on_the_texts_alone():
+    assert labelled_comparisons([pair(1, 1.0, 1.0)], 5)[0][1] == "tie"
+    rows = [pair(i) for i in range(50)]
+    drawn = labelled_comparisons(rows, 10)
+    assert len(drawn) == 10
+    assert labelled_comparisons(rows[::-1], 10) == drawn
+    assert labelled_comparisons([*rows, rows[0]], 100) == labelled_comparisons(rows, 100)
+
+
+def test_counts_by_hand():
+    rows = [
+        *judged("a", "first", "second", "1"),  # right
+        *judged("a", "second", "first", "2"),  # wrong
+        *judged("b", "first", "first", "3"),  # the orders disagree: tied
+        *judged("tie", "first", "second", "4"),  # people tied, the judge did not
+        *judged("b", "unparsed", "first", "5"),  # no result
+    ]
+    labels, results = against_labels(rows)
+    assert (labels, results) == (["a", "a", "b", "tie"], ["a", "b", "tie", "a"])
+    assert label_counts(labels, results) == {"right": 1, "tied": 1, "wrong": 1, "people_tied": 1}
+
+
+def test_stored_judges_against_the_labels_of_experts(judge_swap):
+    slot = {"Output (a)": "first", "Output (b)": "second"}
+    stored: dict[tuple[str, str], list[dict[str, str]]] = {}
+    correct: dict[tuple[str, str], Counter[str]] = {}
+    for line in (judge_swap / "LLMBar" / "verdicts_vanilla.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        label = "a" if row["label"] == "1" else "b"
+        key = (row["subset"], row["judge"])
+        stored.setdefault(key, []).extend(judged(label, slot[row["ab_raw"]], slot[row["ba_raw"]], str(row["index"])))
+        single = correct.setdefault(key, Counter())
+        single["AB"] += (slot[row["ab_raw"]] == "first") == (label == "a")
+        single["BA"] += (slot[row["ba_raw"]] == "second") == (label == "a")
+    blocks = json.loads((judge_swap / "expected_llmbar.json").read_text())["files"]
+    assert len(blocks) == 10
+    for block in blocks:
+        key = (block["subset"], block["judge"])
+        counts = label_counts(*against_labels(stored[key]))
+        found = {"win": counts["right"], "tie": counts["tied"], "loss": counts["wrong"]}
+        assert found == block["against_label"]
+        assert counts["right"] == block["correct_both"]
+        assert (correct[key]["AB"], correct[key]["BA"]) == (block["correct_AB"], block["correct_BA"])
+        accuracy = (counts["right"] + counts["tied"] / 2) / block["n"]
+        assert accuracy == pytest.approx(block["accuracy_ties_as_half"], abs=1e-12)
+
+
+def test_stored_judges_against_the_votes_of_three_people(judge_swap):
+    rows = [json.loads(line) for line in (judge_swap / "PandaLM" / "verdicts.jsonl").read_text().splitlines()]
+    votes = [Counter(row[f"annotator{k}"] for k in (1, 2, 3)).most_common(1)[0] for row in rows]
+    majority = [label if count > 1 else 0 for label, count in votes]
+    expected = json.loads((judge_swap / "expected_pandalm.json").read_text())
+    assert {str(k): n for k, n in Counter(majority).items()} == expected["human_majority"]
+    assert sum(count == 3 for _, count in votes) == expected["unanimous"]
+    codes = {"1": 1, "2": 2, "Tie": 0, "0": 0, "garbage": -1}
+    for judge, block in expected["judges"].items():
+        said = [codes[row[judge]] for row in rows]
+        confusion = {str(h): {str(j): 0 for j in (-1, 0, 1, 2)} for h in (0, 1, 2)}
+        for human, verdict_ in zip(majority, said, strict=True):
+            confusion[str(human)][str(verdict_)] += 1
+        assert confusion == block["confusion_human_by_judge"]
+        everything = kappa(majority, said)
+        assert everything.kappa == pytest.approx(block["kappa_unparsed_as_own_class"], abs=1e-10)
+        assert everything.agreement == pytest.approx(block["accuracy_unparsed_as_wrong"], abs=1e-12)
+        parsed = [(h, j) for h, j in zip(majority, said, strict=True) if j != -1]
+        assert len(rows) - len(parsed) == block["unparsed"]
+        only = kappa([h for h, _ in parsed], [j for _, j in parsed])
+        assert only.kappa == pytest.approx(block["kappa_parsed_only"], abs=1e-10)
+        assert only.agreement == pytest.approx(block["accuracy_parsed_only"], abs=1e-12)
+
+
+def honest(n, payload):
+    texts = json.loads(payload["messages"][1]["content"])
+    return completion(verdict("1" if texts["answer_1"].startswith("good") else "2"))
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_labelled_pairs_go_through_the_judge_to_its_card(service, judge_section, tmp_path):
+    service.script = honest
+    path = write(tmp_path / "people.jsonl", [*(pair(i) for i in range(20)), {"broken": True}])
+    section = judge_section(labelled_path=path, labelled_pairs=15)
+    connection = JudgeConnection(tmp_path / "cache.jsonl", "key")
+    rows = judge_labelled([], connection, section)
+    assert len(rows) == len(service.received) == 30
+    card = describe_judge([], [], [], rows, [], section)
+    people = card["people"]
+    assert {name: people[name] for name in ("asked", "right", "tied", "wrong")} == {
+        "asked": 15, "right": 15, "tied": 0, "wrong": 0,
+    }  # fmt: skip
+    assert people["kappa"] == 1.0
+    assert card["cost_of_questions"] == pytest.approx(sum(row["cost"] for row in rows)) != 0.0
+    service.script = lambda n, payload: completion(verdict("1"))
+    slots = judge_labelled([], JudgeConnection(tmp_path / "other.jsonl", "key"), section)
+    people = describe_judge([], [], [], slots, [], section)["people"]
+    assert (people["right"], people["tied"], people["kappa"]) == (0, 15, 0.0)
+
+
+def test_without_labelled_pairs_there_is_no_agreement_and_no_number(service, judge_section, tmp_path):
+    connection = JudgeConnection(tmp_path / "cache.jsonl", "key")
+    assert judge_labelled([], connection, judge_section()) == []
+    assert judge_labelled([], connection, judge_section(kind="none", labelled_path="x")) == []
+    people = describe_judge([], [], [], [], [], judge_section())["people"]
+    assert (people["asked"], people["kappa"], people["reason"]) == (0, None, "no item was rated twice")
+
+
+def test_a_file_of_labelled_pairs_that_cannot_be_used_says_so(judge_section, tmp_path):
+    connection = JudgeConnection(tmp_path / "cache.jsonl", "key")
+    with pytest.raises(UserError, match="no file of labelled pairs"):
+        judge_labelled([], connection, judge_section(labelled_path=str(tmp_path / "none")))
+    path = write(tmp_path / "people.jsonl", [{"broken": True}])
+    with pytest.raises(UserError, match=r"line 1: missing field"):
+        judge_labelled([], connection, judge_section(labelled_path=path))
+
+
+def answered(i):
+    return {
+        "prompt_id": f"p{i}", "prompt": f"q{i}", "system_a": "ppo/seed=1", "system_b": "sft", "answer_a": f"good {i}",
+        "answer_b": f"bad {i}" if i else "good 0", "has_gold": False,
+    }  # fmt: skip
+
+
+def test_some_pairs_are_judged_again_with_another_seed(service, judge_section, tmp_path):
+    """A judge that changes its mind with the seed agrees with itself by chance alone."""
+    service.script = honest
+    section = judge_section(repeats=8)
+    connection = JudgeConnection(tmp_path / "cache.jsonl", "key")
+    pairs = [answered(i) for i in range(20)]
+    first = judge_pairs(pairs, connection, section)
+    sent = len(service.received)
+    again = judge_again(pairs, connection, section)
+    assert len(again) == len(service.received) - sent == 16
+    assert {payload["seed"] for payload in service.received[sent:]} == {1042}
+    assert "p0" not in {row["prompt_id"] for row in again}  # equal answers tell nothing
+    repeat = describe_judge(first, [], again, [], pairs, section)["repeat"]
+    assert (repeat["asked"], repeat["n"], repeat["agreement"], repeat["kappa"]) == (16, 16, 1.0, 1.0)
+    turned = [{**row, "verdict": "tie" if i % 2 else row["verdict"]} for i, row in enumerate(again)]
+    turned[0]["verdict"] = "unparsed"
+    repeat = describe_judge(first, [], turned, [], pairs, section)["repeat"]
+    assert (repeat["asked"], repeat["n"], repeat["agreement"]) == (16, 15, 7 / 15)
+    assert judge_again(pairs, connection, section) == again  # from the cache
+    assert len(service.received) - sent == 16
+

@@ -1,0 +1,135 @@
+"""What is left of each held-out pair: the reward model's outputs, the world's gold, the SFT model's reading."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import toy
+import yaml
+
+from gemma_alignment.config import build
+from gemma_alignment.modeling.saving import SavedModel, saved_adapter
+from gemma_alignment.modeling.sequences import sequences
+from gemma_alignment.parameters.training import RewardModelParameters
+from gemma_alignment.pipelines.data_processing.nodes import to_genrm_record
+from gemma_alignment.pipelines.reward_model import create_pipeline
+from gemma_alignment.pipelines.reward_model.nodes import score_held_out
+from gemma_alignment.rollout import sampling
+from gemma_alignment.training import preference
+from gemma_alignment.world.gold import gold_score
+from gemma_alignment.world.preferences import generate_rows, row
+
+CONF = Path(__file__).parents[2] / "conf"
+MODELING = {
+    "base_model": "pretrain", "revision": None, "quantization": "none", "dtype": "float32",
+    "gradient_checkpointing": False, "lora": {"rank": 4, "alpha": 8, "targets": "all-linear"},
+}  # fmt: skip
+RUNTIME = {"device": "cpu", "threads": 1}
+ROLLOUT = {"max_new_tokens": 6, "temperature": 1.0, "batch_size": 64, "weights": "merged"}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Directories of a base and of a reward model that prefers something, and the model itself."""
+    root = tmp_path_factory.mktemp("models")
+    model = toy.shared(("reward",))
+    SavedModel(toy.tiny_gemma(toy.SHAPE, len(toy.chat().tokenizer), 0), toy.chat().tokenizer).save_pretrained(
+        str(root / "base")
+    )
+    toy.disturb(model, "reward")
+    saved_adapter(model, "reward", str(root / "base"), {"mean": 0.0, "sd": 1.0}).save_pretrained(str(root / "reward"))
+    return str(root / "base"), str(root / "reward"), model
+
+
+@pytest.fixture
+def section():
+    values = yaml.safe_load((CONF / "base" / "parameters_reward_model.yml").read_text())["reward_model"]
+    return {**values, "genrm_pairs": 3, "microbatch_size": 4}
+
+
+def pairs():
+    made = list(generate_rows(rows=11, noise=1.0, max_skill=0.6, corrupted_share=0.3, seed=1))
+    made[2]["source"] = "somewhere"
+    return [*made, row("Name two birds.", "one", "two", 5.0, 5.0)]
+
+
+def scored(trained, section, source="embedded", rows=None):
+    base, reward, _ = trained
+    given = rows or pairs()
+    return score_held_out(base, reward, given, MODELING, RUNTIME, section, ROLLOUT, {"source": source}, 42)
+
+
+def test_outputs_are_those_of_the_model_one_answer_at_a_time(trained, section):
+    rows = scored(trained, section)
+    told_apart = [one for one in pairs() if one["score_chosen"] != one["score_rejected"]]
+    assert len(rows) == len(told_apart) < len(pairs())
+    model, chat = trained[2], toy.chat()
+    for found, one in zip(rows, told_apart, strict=True):
+        for side in ("chosen", "rejected"):
+            text = one[side][-1]["content"]
+            alone = sequences([chat.encode_prompt(one["prompt"])], [chat.encode_response(text)], chat.pad_id)
+            with model.role("reward"):
+                assert found[f"output_{side}"] == pytest.approx(float(model.scores(alone)[0]), abs=1e-4)
+            assert found[f"tokens_{side}"] == len(chat.encode_response(text))
+            assert found[f"characters_{side}"] == len(text)
+            assert found[f"written_{side}"] == one[f"score_{side}"]
+            assert found[f"gold_{side}"] == pytest.approx(gold_score(one["prompt"], text), abs=1e-6)
+        assert found["prompt_id"] == one["prompt_id"]
+    assert [found["source"] for found in rows] == [one.get("source") for one in told_apart]
+    assert "somewhere" in {found["source"] for found in rows}
+
+
+def test_the_accuracy_of_the_rows_is_the_one_that_training_logs(trained, section):
+    rows = scored(trained, section)
+    from gemma_alignment.pipelines.reward_model.nodes import _pairs
+
+    margins = preference.margins(trained[2], _pairs(toy.chat(), pairs(), True), toy.chat().pad_id, 4)
+    assert [one["output_chosen"] - one["output_rejected"] for one in rows] == pytest.approx(margins, abs=1e-4)
+
+
+def test_without_a_known_world_there_is_no_gold_and_equal_scores_can_stay(trained, section):
+    rows = scored(trained, {**section, "drop_equal_scores": False, "genrm_pairs": 0}, "jsonl")
+    assert len(rows) == len(pairs())
+    assert {one[f"gold_{side}"] for one in rows for side in ("chosen", "rejected")} == {None}
+    assert {one[f"genrm_{side}"] for one in rows for side in ("chosen", "rejected")} == {None}
+    json.dumps(rows, allow_nan=False)
+
+
+def test_the_sft_model_is_asked_as_it_was_trained_and_its_score_is_read(trained, section, monkeypatch):
+    asked = []
+    replies = ["Score: 7.5/10. The", "no score", "Score: 3.0/10.", "Score: 10.0/10", "", "Score: 4/10"]
+
+    def sample(decoder, questions, group_size, **settings):
+        asked.extend(questions)
+        assert (group_size, settings["temperature"]) == (1, 0.0)
+        chat = toy.chat()
+        tokens = [chat.encode_response(text) for text in replies]
+        found = sequences(questions, tokens, chat.pad_id)
+        likely = torch.zeros(found.response_mask.shape)
+        return sampling.Rollout(found, likely, torch.ones(len(tokens), dtype=torch.bool), 0)
+
+    monkeypatch.setattr(sampling, "sample", sample)
+    rows = scored(trained, section)
+    first = pairs()[0]
+    assert asked[0] == toy.chat().encode_prompt(to_genrm_record(first)["messages"][0]["content"])
+    turned = {**first, "chosen": first["rejected"]}
+    assert asked[1] == toy.chat().encode_prompt(to_genrm_record(turned)["messages"][0]["content"])
+    assert len(asked) == 6
+    read = [(one["genrm_chosen"], one["genrm_rejected"]) for one in rows]
+    assert read[:3] == [(7.5, None), (3.0, 10.0), (None, 4.0)]
+    assert set(read[3:]) == {(None, None)}
+    assert [one["asked_genrm_chosen"] for one in rows[:5]] == [True] * 3 + [False] * 2
+
+
+def test_the_pipeline_leaves_the_scores_of_held_out_pairs():
+    made = create_pipeline()
+    assert "reward_model.eval_scores" in made.all_outputs()
+    assert all("reward_model" in node.tags for node in made.nodes)
+
+
+def test_a_negative_number_of_pairs_is_refused(section):
+    from gemma_alignment.config import ConfigError
+
+    with pytest.raises(ConfigError, match="genrm_pairs"):
+        build(RewardModelParameters, {**section, "genrm_pairs": -1}, "reward_model")
