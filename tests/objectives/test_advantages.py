@@ -173,6 +173,15 @@ def test_group_whiten_of_one_response_length_is_the_zscore_of_the_scores():
     assert torch.allclose(found[:, 0], group_zscore(SCORES, 3), atol=1e-6)
 
 
+def test_group_whiten_of_two_tokens_and_of_one_by_hand():
+    """Two tokens 1 and 3: ∓1 over a sd of √2. One token has no spread, and nothing is left of it."""
+    found = group_whiten(
+        torch.tensor([[1.0, 9.0], [3.0, 9.0]]), torch.tensor([[True, False], [True, False]]), 2, eps=0.0
+    )
+    assert found[:, 0].tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5])
+    assert group_whiten(torch.tensor([[5.0], [9.0]]), torch.tensor([[True], [False]]), 2).tolist() == [[0.0], [0.0]]
+
+
 def test_group_whiten_survives_a_group_of_equal_errors():
     found = group_whiten(torch.full((4, 3), 0.3), torch.ones(4, 3, dtype=torch.bool), 2)
     assert found.abs().max() < 1e-2

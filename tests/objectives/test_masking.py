@@ -81,7 +81,7 @@ def test_last_position_by_hand():
     mask = torch.tensor([[True, True, False], [True, True, True], [True, False, False]])
     assert last_position(mask).tolist() == [1, 2, 0]
     with pytest.raises(ValueError, match=r"rows \[1\] have no response token"):
-        last_position(torch.tensor([[True], [False]]))
+        last_position(torch.tensor([[True, False], [False, False]]))
 
 
 def _unmasked_mean(x, mask, dim=None):

@@ -55,6 +55,7 @@ class Study(dict):
             self.partitions("run.json"),
             self["judgements"],
             self["judge_card"],
+            self["eval_scores"],
             protocol or PROTOCOL,
             reporting or REPORTING,
         )
@@ -71,6 +72,9 @@ class Study(dict):
         output = Path(root) / "07_model_output"
         text = "".join(json.dumps(row) + "\n" for row in self["judgements"])
         (output / "judgements.jsonl").write_text(text, encoding="utf-8")
+        (output / "reward_model").mkdir(exist_ok=True)
+        text = "".join(json.dumps(row) + "\n" for row in self["eval_scores"])
+        (output / "reward_model" / "eval_scores.jsonl").write_text(text, encoding="utf-8")
         (output / "judge_card.json").write_text(json.dumps(self["judge_card"]), encoding="utf-8")
 
 
@@ -81,11 +85,45 @@ def fake_study(seeds=SEEDS, families=("ppo", "grpo"), gold=True, judged=True, it
         for seed in seeds:
             files[f"{family}/seed={seed}"] = _arm(family, seed, iterations, prompts, gold)
     judgements = _judgements(files, families, seeds) if judged else []
-    return Study(files=files, judgements=judgements, judge_card=_card(judgements, files))
+    return Study(
+        files=files, judgements=judgements, judge_card=_card(judgements, files), eval_scores=held_out_scores(gold)
+    )
+
+
+def held_out_scores(gold=True, pairs=80):
+    """What a reward model with some taste for length says of held-out pairs, two a prompt."""
+    rng = _rng("held out")
+    rows = []
+    for i in range(pairs):
+        written = sorted(rng.uniform(2, 9, 2).round(1).tolist(), reverse=True)
+        row = {"prompt_id": f"h{i // 2}", "source": "essays" if i % 3 else "lists"}
+        for side, score in zip(("chosen", "rejected"), written, strict=True):
+            tokens = int(rng.integers(10, 50))
+            row |= {
+                f"written_{side}": score,
+                f"output_{side}": float(0.6 * score + 0.05 * tokens + rng.normal(0, 0.8)),
+                f"tokens_{side}": tokens,
+                f"characters_{side}": 5 * tokens,
+                f"gold_{side}": float(np.clip(score + rng.normal(0, 1), 0, 10)) if gold else None,
+                f"genrm_{side}": round(float(score + rng.normal(0, 2)), 1) if i < 40 and i % 7 else None,
+                f"asked_genrm_{side}": i < 40,
+            }
+        rows.append(row)
+    return rows
 
 
 def _rng(*words):
     return np.random.default_rng(np.frombuffer(repr(words).encode(), dtype=np.uint8))
+
+
+def parameters_of(family, seed, iterations):
+    """What ``run.json`` records; the variant ``group_size-2`` has that setting, any other none of its own."""
+    method, _, variant = family.partition("@")
+    settings = {"group_size": 6, "kl_placement": "loss", "clip_epsilon_high": None, "update_epochs": 1}
+    name, _, value = variant.partition("-")
+    if name in settings:
+        settings[name] = int(value) if value.isdecimal() else value
+    return {"seed": seed, "policy_optimization": {"num_iterations": iterations}, method: settings}
 
 
 def _arm(family, seed, iterations, prompts, gold):
@@ -144,7 +182,7 @@ def _arm(family, seed, iterations, prompts, gold):
             "mlflow_run_id": f"{family}{seed}",
             "commit": "0123abc",
             "fingerprints": {"sft": "f" * 64, "reward_model": "e" * 64, "data": "d" * 64},
-            "parameters": {"policy_optimization": {"num_iterations": iterations}},
+            "parameters": parameters_of(family, seed, iterations),
         },
     }
 
@@ -234,6 +272,11 @@ def _card(judgements, files):
         "kappa_between_orders": asdict(kappa(*agreement_labels(judgements))),
         "longer_answer": length_preference(judgements, lengths),
         "canaries": sorts if judgements else {},
-        "canary_cost": 0.0,
+        "repeat": {"asked": 80, "kappa": 0.71, "agreement": 0.82, "n": 79, "reason": None},
+        "people": {
+            "asked": 0, "right": 0, "tied": 0, "wrong": 0, "people_tied": 0, "kappa": None, "agreement": None, "n": 0,
+            "reason": "no item was rated twice",
+        },
+        "cost_of_questions": 0.0,
         "control_strings": {"ppo": 0, "grpo": 0, "sft": 0},
     }

@@ -151,6 +151,7 @@ def test_x_axes_can_be_switched(page):
         "budget/tokens_generated",
         "budget/flops",
         "budget/seconds",
+        "memory/peak_mb",
     ]
     spec = data["figures"]["curve-reward-score-mean"]
     for trace in spec["data"]:

@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 
 from gemma_alignment.statistics import power
-from gemma_alignment.statistics.aggregate import iqm, probability_of_improvement, stratified_bootstrap
+from gemma_alignment.statistics.aggregate import (
+    cluster_bootstrap,
+    iqm,
+    probability_of_improvement,
+    stratified_bootstrap,
+)
 from gemma_alignment.statistics.agreement import kappa, mcnemar
 from gemma_alignment.statistics.multiplicity import benjamini_hochberg, holm
 
@@ -111,6 +116,13 @@ def test_prompts_needed(rate, n):
     assert power.prompts_needed(1 - rate) == n
 
 
+def test_the_table_of_power_is_made_of_the_powers():
+    table = power.power_table([3, 10], [0.8, 2])
+    assert table[3] == {0.8: power.unpaired_power(0.8, 3), 2.0: power.unpaired_power(2, 3)}
+    assert table[10][2.0] == pytest.approx(0.9882, abs=5.1e-5)
+    assert power.power_table([3], [1.0], alpha=0.01)[3][1.0] < table[3][0.8]
+
+
 def test_no_number_of_runs_finds_nothing():
     assert power.seeds_needed(0) is None
     assert power.seeds_needed(1e-4) is None
@@ -144,10 +156,35 @@ def test_probability_of_improvement_of_one_task(v):
 def test_stratified_bootstrap_resamples_within_its_tasks():
     runs = [[0.0, 10.0], [1.0, 11.0], [2.0, 12.0]]
     many = np.random.default_rng(9).normal(size=(12, 3))
-    first, again, other = (stratified_bootstrap(iqm, many, np.random.default_rng(seed), 400) for seed in (1, 1, 2))
+    first, again, other = (stratified_bootstrap(iqm, [many], np.random.default_rng(seed), 400) for seed in (1, 1, 2))
     assert first == again
     assert first != other
     # Mixing tasks would let the column means leave [0, 2] and [10, 12].
-    left = stratified_bootstrap(lambda m: float(m[:, 0].max()), runs, np.random.default_rng(0), 400)
+    left = stratified_bootstrap(lambda m: float(m[:, 0].max()), [runs], np.random.default_rng(0), 400)
     assert left.high <= 2.0
-    assert stratified_bootstrap(iqm, [[1.0, 2.0]], np.random.default_rng(0)).reason
+    # A difference of two groups is resampled on both sides, each with its own number of runs.
+    below, above = [[v] for v in (0.0, 1.0, 2.0)], [[v] for v in (10.0, 11.0, 12.0, 13.0)]
+    gap = stratified_bootstrap(lambda a, b: float(b.mean() - a.mean()), [below, above], np.random.default_rng(0), 400)
+    assert gap.estimate == pytest.approx(10.5)
+    assert 8.0 <= gap.low < 9.7
+    assert 11.3 < gap.high <= 13.0
+    assert stratified_bootstrap(probability_of_improvement, [above, below], np.random.default_rng(0), 50).low == 1.0
+    assert stratified_bootstrap(iqm, [[[1.0, 2.0]]], np.random.default_rng(0)).reason
+
+
+def test_cluster_bootstrap_keeps_rows_of_one_cluster_together():
+    """Ten equal rows a cluster are one observation: the interval is that of the clusters' own values."""
+    values = np.repeat(np.random.default_rng(3).normal(size=40), 10)
+    prompts = np.repeat(np.arange(40), 10).tolist()
+
+    def mean(rows):
+        return float(values[rows].mean())
+
+    found = cluster_bootstrap(mean, prompts, np.random.default_rng(0), 300)
+    alone = cluster_bootstrap(lambda rows: float(values[::10][rows].mean()), range(40), np.random.default_rng(0), 300)
+    assert (found.estimate, found.low, found.high) == pytest.approx((alone.estimate, alone.low, alone.high), abs=1e-12)
+    pooled = cluster_bootstrap(mean, range(400), np.random.default_rng(0), 300)
+    assert pooled.high - pooled.low < 0.5 * (found.high - found.low)
+    assert cluster_bootstrap(mean, prompts, np.random.default_rng(0), 300) == found
+    assert "1 clusters" in cluster_bootstrap(mean, [1] * 400, np.random.default_rng(0)).reason
+    assert "not defined" in cluster_bootstrap(lambda rows: None, prompts, np.random.default_rng(0), 5).reason

@@ -216,6 +216,11 @@ def adjust_family(metrics: Mapping[str, Block], family: Sequence[str]) -> list[B
     ]
 
 
+def summary(values: Sequence[float]) -> Block:
+    """How many values, their mean and their sd."""
+    return {"n": len(values), "mean": _mean(values), "sd": _sd(values)}
+
+
 def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None
 

@@ -1,8 +1,6 @@
 """The comparison: every number of the report, as one JSON-ready mapping."""
 
-import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,8 +16,16 @@ from gemma_alignment.report.comparing import (
 )
 from gemma_alignment.report.conclusions import limits, not_estimable, verdict_block
 from gemma_alignment.report.eligibility import equality_checks, exclusions, missing_runs
+from gemma_alignment.report.matched import matched
 from gemma_alignment.report.metrics import COSTS, METRICS
+from gemma_alignment.report.overoptimization import overoptimization
+from gemma_alignment.report.provenance import canonical_fingerprint, configuration
+from gemma_alignment.report.reward_model import reward_model_card
+from gemma_alignment.report.robust import robust_blocks
 from gemma_alignment.report.runs import REWARD_MODEL, SFT, Run, RunKey, finite
+from gemma_alignment.report.seeds import seeds_block
+from gemma_alignment.report.stability import stability_blocks
+from gemma_alignment.report.variants import variant_blocks
 from gemma_alignment.report.win_rates import Outcomes, pairs_to_report, results_between, win_rate_block
 
 SCHEMA_VERSION = 1
@@ -34,6 +40,8 @@ class Study:
     protocol: ProtocolParameters
     draws: int
     generator: np.random.Generator
+    eval_scores: Sequence[Mapping[str, Any]] = ()
+    """What the reward model says of each held-out pair."""
 
     @property
     def families(self) -> tuple[str, str]:
@@ -52,7 +60,10 @@ def compare_study(study: Study, judge: Mapping[str, Any], versions: Mapping[str,
     protocol = study.protocol
     left_out = exclusions(study.runs, study.families)
     used = [r for k, r in study.runs.items() if k.family in study.families and k.seed is not None and k not in left_out]
-    by_family = {name: {r.key.seed: r for r in used if r.key.family == name} for name in study.families}
+    by_family = {
+        name: {r.key.seed: r for r in used if r.key.family == name and r.key.seed is not None}
+        for name in study.families
+    }
     rates = _win_rates(study, {r.key for r in used})
     metrics = {**_judged_metrics(study, rates), **_run_metrics(study, by_family)}
     holm_table = adjust_family(metrics, protocol.secondary_metrics)
@@ -64,17 +75,25 @@ def compare_study(study: Study, judge: Mapping[str, Any], versions: Mapping[str,
         "schema_version": SCHEMA_VERSION,
         "protocol": {**asdict(protocol), "fingerprint": fingerprint(protocol)},
         "runs": [_run_row(r, left_out.get(k)) for k, r in study.runs.items() if k.seed is not None],
+        "configuration": configuration(used, judge),
         "equal": equality_checks(used, protocol),
         "metrics": metrics,
         "win_rates": rates,
         "holm": holm_table,
         "costs": {name: _cost(name, by_family) for name in COSTS},
         "baseline": _baseline(study.runs, used),
+        "stability": stability_blocks(study.runs, protocol),
+        **variant_blocks(study.runs, protocol),
         "judge": {**judge, "judged": any(rates.values())},
+        "matched": matched(by_family, protocol),
+        "overoptimization": overoptimization(by_family),
+        "reward_model_card": reward_model_card(study.eval_scores, protocol.confidence, study.generator),
         "reward_model": _last_row(study.runs.get(RunKey(REWARD_MODEL, None)), f"{REWARD_MODEL}/"),
         "sft": _last_row(study.runs.get(RunKey(SFT, None)), f"{SFT}/"),
         "versions": dict(versions),
     }
+    comparison["robust"] = robust_blocks(metrics, protocol, study.generator)
+    comparison["seeds"] = seeds_block(metrics, _least_seeds(by_family), protocol)
     comparison["verdict"] = verdict_block(comparison, protocol)
     comparison["limits"] = limits(comparison, protocol)
     comparison["not_estimable"] = not_estimable(comparison, missing_runs(study.runs, protocol), left_out)
@@ -82,18 +101,25 @@ def compare_study(study: Study, judge: Mapping[str, Any], versions: Mapping[str,
 
 
 def fingerprint(protocol: ProtocolParameters) -> str:
-    """The first 16 hex digits of the sha256 of the protocol as canonical JSON."""
-    canonical = json.dumps(asdict(protocol), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    """The fingerprint that the report prints of its protocol."""
+    return canonical_fingerprint(asdict(protocol))
+
+
+def _least_seeds(by_family: Mapping[str, Mapping[int, Run]]) -> int:
+    return min(map(len, by_family.values()))
 
 
 def _win_rates(study: Study, used: set[RunKey]) -> Block:
     names = {key.name for key in used} | {SFT}
     kept = {k: v for k, v in study.outcomes.items() if k[0] in names and k[1] in names}
-    pairs = pairs_to_report(*study.families)
+    lengths = {
+        key.name: {str(row["prompt_id"]): len(str(row["response"])) for row in run.responses}
+        for key, run in study.runs.items()
+        if key.name in names
+    }
     return {
-        name: win_rate_block(results_between(kept, *pair), pair, study.protocol, study.generator, study.draws)
-        for name, pair in pairs.items()
+        name: win_rate_block(results_between(kept, *pair), pair, lengths, study.protocol, study.generator, study.draws)
+        for name, pair in pairs_to_report(*study.families).items()
     }
 
 
@@ -115,13 +141,13 @@ def _rates_by_seed(block: Mapping[str, Any] | None) -> dict[int, float]:
     return {int(seed): one["rate"] for seed, one in block["per_seed"].items() if one["rate"] is not None}
 
 
-def _run_metrics(study: Study, by_family: Mapping[str, Mapping[int | None, Run]]) -> Block:
+def _run_metrics(study: Study, by_family: Mapping[str, Mapping[int, Run]]) -> Block:
     found: Block = {}
     for metric in METRICS.values():
         if metric.source == "judge":
             continue
         a, b = (
-            {s: v for s, run in runs.items() if s is not None and (v := metric.value(run)) is not None}
+            {s: v for s, run in runs.items() if (v := metric.value(run)) is not None}
             for runs in by_family.values()
         )
         if not a and not b:
@@ -134,11 +160,11 @@ def _run_metrics(study: Study, by_family: Mapping[str, Mapping[int | None, Run]]
     return found
 
 
-def _values_by_prompt(runs: Mapping[int | None, Run], field: str) -> dict[int, dict[str, float]]:
+def _values_by_prompt(runs: Mapping[int, Run], field: str) -> dict[int, dict[str, float]]:
     return {
         seed: {str(r["prompt_id"]): v for r in run.responses if (v := finite(r.get(field))) is not None}
         for seed, run in runs.items()
-        if seed is not None and run.responses
+        if run.responses
     }
 
 
@@ -165,7 +191,7 @@ def _run_row(run: Run, why_not: str | None) -> Block:
     }
 
 
-def _cost(name: str, by_family: Mapping[str, Mapping[int | None, Run]]) -> Block:
+def _cost(name: str, by_family: Mapping[str, Mapping[int, Run]]) -> Block:
     metric = COSTS[name]
     block: Block = {"label": metric.label, "unit": metric.unit, "per_seed": {}, "mean": {}}
     for family, runs in by_family.items():

@@ -6,6 +6,7 @@ from typing import Any
 from gemma_alignment.parameters.reporting import ProtocolParameters
 from gemma_alignment.report.formatting import name_of
 from gemma_alignment.report.runs import RunKey
+from gemma_alignment.report.seeds import what_more_would_show
 from gemma_alignment.report.verdict import judge_difference, magnitude_phrase, what_seeds_show
 
 Block = dict[str, Any]
@@ -102,9 +103,11 @@ def limits(comparison: Mapping[str, Any], protocol: ProtocolParameters) -> Block
     n = min(block["n"].values()) if block else 0
     floors = [block[test]["floor"] for test in ("permutation", "sign_flip")] if block else [None, None]
     effect = block["cohens_d"] if block else {"d_low": None, "d_high": None}
+    label = block["label"] if block else ""
+    more = what_more_would_show(comparison["seeds"], protocol.effect_size_metric, label)
     return {
         "seeds": n,
-        "sentences": what_seeds_show(n, protocol.alpha, protocol.power, floors),
+        "sentences": [*what_seeds_show(n, protocol.alpha, protocol.power, floors), *more],
         "magnitude": magnitude_phrase(
             effect["d_low"], effect["d_high"], name_of(protocol.method_a), name_of(protocol.method_b)
         ),
@@ -123,11 +126,15 @@ def not_estimable(comparison: Mapping[str, Any], missing: Sequence[str], left_ou
             rows.append({"what": what, "reason": "no prompt has a verdict in every seed"})
         elif block["crossed"]["reason"]:
             rows.append({"what": what, "reason": block["crossed"]["reason"]})
+        if block and block["at_equal_length"] and block["at_equal_length"]["reason"]:
+            rows.append({"what": f"{what} at equal length", "reason": block["at_equal_length"]["reason"]})
     parts = {"difference": "interval of the difference", "cohens_d": "Cohen's d", "paired": "paired d_z"}
     for name, block in comparison["metrics"].items():
         for part, label in parts.items():
             if block[part]["reason"] and (name, part) != ("win_rate", "cohens_d"):
                 rows.append({"what": f"{name}: {label}", "reason": block[part]["reason"]})
+    for reason in sorted({one["reason"] for one in comparison["robust"].values() if one["reason"]}):
+        rows.append({"what": "interquartile mean and probability of improvement", "reason": reason})
     if not comparison["metrics"]:
         rows.append({"what": "every metric", "reason": "no finished run of either method"})
     return rows

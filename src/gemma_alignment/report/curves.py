@@ -15,6 +15,7 @@ AXES = {
     "budget/tokens_generated": ("Tokens generated", 1.0),
     "budget/flops": ("Floating-point operations", 1.0),
     "budget/seconds": ("Minutes of wall-clock time", 60.0),
+    "memory/peak_mb": ("Peak memory so far, MB", 1.0),
 }
 """Key of the history or timing -> label and divisor."""
 
@@ -76,7 +77,7 @@ def axes_of(families: Mapping[str, Mapping[int, Run]]) -> Axes:
     """The x values of every run, and their mean over the seeds of each family."""
     axes = Axes()
     for family, runs in families.items():
-        singles = [_axes_of_run(run) for run in runs.values()]
+        singles = [axes_of_run(run) for run in runs.values()]
         for run, single in zip(runs.values(), singles, strict=True):
             axes.values[run.key.name] = single
         if singles:
@@ -85,7 +86,8 @@ def axes_of(families: Mapping[str, Mapping[int, Run]]) -> Axes:
     return axes
 
 
-def _axes_of_run(run: Run) -> dict[str, dict[int, float]]:
+def axes_of_run(run: Run) -> dict[str, dict[int, float]]:
+    """The x value of every iteration of a run, by axis; an axis that the run does not have is left out."""
     found: dict[str, dict[int, float]] = {
         "iteration": {int(r["iteration"]): float(r["iteration"]) for r in run.history}
     }
@@ -99,7 +101,8 @@ def _axes_of_run(run: Run) -> dict[str, dict[int, float]]:
             if (v := finite(row.get(axis))) is not None
         }
         if values:
-            found[axis] = {0: 0.0, **values}  # nothing is spent before the first update
+            at_start = {0: 0.0} if axis.startswith("budget/") else {}  # nothing is spent before the first update
+            found[axis] = {**at_start, **values}
     return found
 
 

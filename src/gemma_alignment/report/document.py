@@ -6,11 +6,24 @@ from importlib.resources import files
 from typing import Any
 
 from gemma_alignment.parameters.reporting import ReportingParameters
-from gemma_alignment.report import figures, learning, sections, tables, win_tables, wording
+from gemma_alignment.report import (
+    budget_section,
+    figures,
+    judge_section,
+    learning,
+    reward_section,
+    sections,
+    seeds_section,
+    tables,
+    variant_tables,
+    win_tables,
+    wording,
+)
 from gemma_alignment.report.curves import axes_of, compared, others
 from gemma_alignment.report.html import Content, Html, details, h, join
 from gemma_alignment.report.plotting import Figure
 from gemma_alignment.report.runs import Run, RunKey
+from gemma_alignment.report.variants import described
 
 ASSETS = files("gemma_alignment.report") / "assets"
 PLOTLY = "plotly-basic-4.1.1.min.js"
@@ -27,7 +40,7 @@ def render(comparison: Block, runs: Mapping[RunKey, Run], settings: ReportingPar
         settings: how much is shown.
     """
     families = compared(runs, comparison)
-    further = others(runs, families)
+    further = {name: found for name, found in others(runs, families).items() if name not in described(comparison)}
     axes = axes_of({**families, **further})
     curves = learning.learning_curves({**families, **further}, axes, on_request=further)
     more = [
@@ -35,7 +48,9 @@ def render(comparison: Block, runs: Mapping[RunKey, Run], settings: ReportingPar
         figures.length_and_score(families, settings.points_shown),
     ]
     first = [figures.forest(comparison), figures.win_bars(comparison)]
-    drawn = [one for one in (*first, *curves, *more) if one]
+    sweeps = figures.sweeps(comparison)
+    reward = reward_section.figures(comparison["reward_model_card"])
+    drawn = [one for one in (*first, *curves, *more, *sweeps, *reward) if one]
     body = [
         _first_screen(comparison, settings.title, [one for one in first if one]),
         *_parts(
@@ -44,6 +59,8 @@ def render(comparison: Block, runs: Mapping[RunKey, Run], settings: ReportingPar
             settings,
             _curves_part(curves, learning.axis_values(axes)),
             [f for f in more if f],
+            sweeps,
+            reward,
         ),
     ]
     data = {"figures": {one.id: one.spec for one in drawn}, "axes": learning.axis_values(axes)}
@@ -78,6 +95,8 @@ def _parts(
     settings: ReportingParameters,
     curves: Content,
     more: Sequence[Figure],
+    sweeps: Sequence[Figure],
+    reward: Sequence[Figure],
 ) -> list[Html]:
     protocol = comparison["protocol"]
     pair = (protocol["method_a"], protocol["method_b"])
@@ -87,18 +106,19 @@ def _parts(
         ("results", "Results", _results(comparison)),
         ("wins", "Win rates", _win_rates(comparison) if rates else None),
         ("curves", "Learning curves", curves),
-        (
-            "drift",
-            "Score, drift and length",
-            h("div", *(_figure(f) for f in more), class_="grid") if more else None,
-        ),
+        ("drift", "Score, drift and length", _grid(more)),
+        ("stability", "Stability", _stability(comparison)),
+        ("ablations", "Ablations", _ablations(comparison)),
+        ("sensitivity", "Sensitivity", _sensitivity(comparison, sweeps)),
+        ("budgets", "At equal budgets", budget_section.tables(comparison)),
         ("cost", "Memory, time and budget", tables.costs(comparison)),
         ("models", "SFT and reward model", sections.shared_models(comparison)),
-        ("judge", "The judge", sections.judge_card(comparison["judge"])),
+        ("reward-model", "The reward model’s card", _with_figures(reward_section.tables(comparison), reward)),
+        ("judge", "The judge", judge_section.judge_card(comparison["judge"])),
         ("answers", "Answers side by side", answers),
         ("others", "Other runs", sections.other_runs(comparison)),
-        ("protocol", "Protocol", sections.protocol(comparison)),
-        ("limits", "What these seeds can and cannot show", sections.limits(comparison)),
+        ("protocol", "Protocol", _protocol(comparison)),
+        ("limits", "What these seeds can and cannot show", _limits(comparison)),
         ("reproduce", "Reproduce", _reproduce(comparison)),
     ]
     shown = [(name, title, content) for name, title, content in found if content]
@@ -109,7 +129,7 @@ def _parts(
 def _results(comparison: Block) -> Html:
     if not comparison["metrics"]:
         return h("p", "No finished run of either method was found.")
-    answers = tables.final_answers(comparison)
+    answers, robust = tables.final_answers(comparison), seeds_section.robust(comparison)
     return join(
         [
             tables.results(comparison),
@@ -118,9 +138,11 @@ def _results(comparison: Block) -> Html:
                 "Small figures are the single seeds, in order, and the bounds of intervals.",
                 class_="note",
             ),
+            budget_section.spent(comparison),
             details("Tests, each with the least p it can reach", tables.significance(comparison)),
             details("Paired by seed (another scale than d)", tables.paired(comparison)),
             details("The final answers, prompt by prompt", answers) if answers else None,
+            details("Interquartile mean and probability of improvement", robust) if robust else None,
         ]
     )
 
@@ -143,6 +165,32 @@ def _curves_part(curves: Sequence[Figure], axes: Block) -> Html | None:
     return join([h("p", switch), h("p", note, class_="note"), h("div", *map(_figure, curves), class_="grid")])
 
 
+def _stability(comparison: Block) -> Html | None:
+    shown = variant_tables.stability(comparison)
+    return join([shown, h("p", wording.drawdown_note(), class_="note")]) if shown else None
+
+
+def _ablations(comparison: Block) -> Html | None:
+    shown = [variant_tables.factor(one, over_values=False) for one in comparison["ablations"]]
+    return join([h("p", wording.variants_note(comparison["protocol"])), *shown]) if shown else None
+
+
+def _sensitivity(comparison: Block, sweeps: Sequence[Figure]) -> Html | None:
+    shown = [variant_tables.factor(one, over_values=True) for one in comparison["sensitivity"]]
+    if not shown:
+        return None
+    note = h("p", wording.variants_note(comparison["protocol"]))
+    return join([note, _grid(sweeps), *shown, h("p", wording.range_note(), class_="note")])
+
+
+def _grid(drawn: Sequence[Figure]) -> Html | None:
+    return h("div", *map(_figure, drawn), class_="grid") if drawn else None
+
+
+def _with_figures(content: Html | None, drawn: Sequence[Figure]) -> Html | None:
+    return join([_grid(drawn), content]) if content else None
+
+
 def _figure(one: Figure) -> Html:
     plot = h(
         "div",
@@ -154,6 +202,17 @@ def _figure(one: Figure) -> Html:
     )
     caption = h("figcaption", one.caption) if one.caption else None
     return h("figure", h("h3", one.title), plot, caption)
+
+
+def _protocol(comparison: Block) -> Html:
+    runs = sections.runs(comparison)
+    shown = details("Every run, and what it was made from", runs) if runs else None
+    return join([sections.protocol(comparison), shown])
+
+
+def _limits(comparison: Block) -> Html:
+    more = join([seeds_section.power(comparison), seeds_section.seen(comparison)])
+    return join([sections.limits(comparison), details("Power, and how many seeds would show it", more, open_=True)])
 
 
 def _reproduce(comparison: Block) -> Html:

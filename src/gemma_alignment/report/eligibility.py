@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from gemma_alignment.parameters.reporting import ProtocolParameters
+from gemma_alignment.report.provenance import own_parameters, shared_parameters
 from gemma_alignment.report.runs import Run, RunKey, family, finite
 
 BROKEN = frozenset({"failed", "killed"})
@@ -66,6 +67,10 @@ def equality_checks(used: Sequence[Run], protocol: ProtocolParameters) -> list[d
     ):
         prints = [(run.card.get("fingerprints") or {}).get(part) for run in used]
         checks.append(_all_equal(f"{label} (fingerprint)", prints))
+    checks.append(_all_equal("same settings besides method and seed", [shared_parameters(run) for run in used]))
+    for name in (protocol.method_a, protocol.method_b):
+        of_method = [own_parameters(run) for run in used if run.key.family == name]
+        checks.append(_all_equal(f"same settings of {name} in every seed", of_method))
     unplanned = sorted(s for s in seeds if s is not None and s not in protocol.seeds)
     checks.append(
         {

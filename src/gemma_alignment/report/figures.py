@@ -5,6 +5,7 @@ from math import sqrt
 from typing import Any
 
 from gemma_alignment.report.formatting import bounds, name_of, number, pair_name, percent
+from gemma_alignment.report.metrics import METRICS
 from gemma_alignment.report.plotting import COLORS, GREY, PALE, Figure, Spec, colors_of, short
 from gemma_alignment.report.runs import Run
 
@@ -158,6 +159,71 @@ def frontier(families: Mapping[str, Mapping[int, Run]], gold: bool) -> Figure | 
 def _over_kl(run: Run, key: str) -> list[tuple[float, float]]:
     rows = [r for r in run.history if r.get(key) is not None and r.get("eval/kl_to_reference") is not None]
     return sorted((sqrt(max(0.0, float(r["eval/kl_to_reference"]))), float(r[key])) for r in rows)
+
+
+def sweeps(comparison: Mapping[str, Any]) -> list[Figure]:
+    """Score and true quality over the values of each number that was varied, every seed shown."""
+    methods = dict.fromkeys([comparison["protocol"]["method_a"], comparison["protocol"]["method_b"]])
+    colors = colors_of([*methods, *sorted({f["method"] for f in comparison["sensitivity"]} - methods.keys())])
+    by_name: dict[str, list[Mapping[str, Any]]] = {}
+    for factor in comparison["sensitivity"]:
+        by_name.setdefault(factor["parameter"].rpartition(".")[2], []).append(factor)
+    return [
+        _sweep(name, metric, [f for f in factors if metric in f["over_values"]], colors)
+        for name, factors in by_name.items()
+        for metric in ("eval/score_mean", "eval/gold_mean")
+        if any(metric in f["over_values"] for f in factors)
+    ]
+
+
+def _sweep(name: str, metric: str, factors: list[Mapping[str, Any]], colors: Mapping[str, str]) -> Figure:
+    traces: list[Spec] = []
+    for factor in factors:
+        look = {"legendgroup": factor["method"], "type": "scatter", "marker": {"color": colors[factor["method"]]}}
+        values = [(one["value"], one["metrics"][metric]) for one in factor["values"]]
+        seeds = [(x, seed, y) for x, block in values for seed, y in block["per_seed"].items()]
+        traces.append(
+            {
+                **look,
+                "mode": "markers",
+                "showlegend": False,
+                "x": [x for x, _, _ in seeds],
+                "y": [short(y) for _, _, y in seeds],
+                "text": [f"seed {seed}" for _, seed, _ in seeds],
+                "marker": {
+                    **look["marker"],
+                    "opacity": 0.6,
+                    "symbol": ["diamond" if x == factor["configured"] else "circle" for x, _, _ in seeds],
+                },
+                "hovertemplate": f"{name} %{{x}}<br>%{{text}}<br>%{{y}}<extra></extra>",
+            }
+        )
+        means = [(x, block["mean"]) for x, block in values if block["mean"] is not None]
+        traces.append(
+            {
+                **look,
+                "mode": "lines",
+                "name": name_of(factor["method"]),
+                "line": {"color": colors[factor["method"]], "width": 2},
+                "x": [x for x, _ in means],
+                "y": [short(y) for _, y in means],
+                "hovertemplate": f"{name} %{{x}}<br>mean %{{y}}<extra></extra>",
+            }
+        )
+    shown = [x for trace in traces for x in trace["x"]]
+    layout: Spec = {
+        "xaxis": {"title": {"text": name}, "type": "log" if _spans_magnitudes(shown) else "linear"},
+        "yaxis": {"title": {"text": METRICS[metric].unit}},
+        "margin": {"l": 58, "r": 12, "t": 8, "b": 44},
+    }
+    caption = "A point a seed, a line through the means; diamonds stand at the configured value."
+    title = f"{METRICS[metric].label} over {name}"
+    slug = f"sweep-{name}-{metric}".replace("/", "-").replace("_", "-")
+    return Figure(slug, title, caption, {"data": traces, "layout": layout}, 300)
+
+
+def _spans_magnitudes(values: list[float]) -> bool:
+    return bool(values) and min(values) > 0 and max(values) >= 20 * min(values)
 
 
 def length_and_score(families: Mapping[str, Mapping[int, Run]], most: int) -> Figure | None:

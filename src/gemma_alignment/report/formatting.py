@@ -49,6 +49,11 @@ def p_value(p: float | None, floor: float | None = None) -> str:
     return f"{text} (least possible {floor:.2g})" if floor else text
 
 
+def setting(value: bool | int | float | str | None) -> str:
+    """The value of a parameter as the YAML files have it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def name_of(family: str) -> str:
     """A family as people write it: PPO, GRPO@k4, SFT, Dr. GRPO."""
     method, at, variant = family.partition("@")

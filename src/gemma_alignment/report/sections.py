@@ -1,4 +1,4 @@
-"""The parts of the report that describe: judge, models, answers, protocol, limits."""
+"""The parts of the report that describe: models, answers, protocol, limits."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,6 @@ from gemma_alignment.report.formatting import (
     NONE,
     name_of,
     number,
-    p_value,
     pair_name,
     percent,
     percent_bounds,
@@ -16,7 +15,8 @@ from gemma_alignment.report.formatting import (
 from gemma_alignment.report.html import Column, Content, Html, details, h, join, paragraphs, table
 from gemma_alignment.report.metrics import METRICS
 from gemma_alignment.report.runs import SFT, Run, RunKey
-from gemma_alignment.report.wording import JUDGE_COMMANDS, how_to_judge
+from gemma_alignment.report.variant_tables import left_out
+from gemma_alignment.report.variants import described
 
 Block = Mapping[str, Any]
 
@@ -24,39 +24,6 @@ Block = Mapping[str, Any]
 def facts(pairs: Sequence[tuple[str, Content]]) -> Html:
     """Names and values, those without a value left out."""
     return h("dl", *(join([h("dt", name), h("dd", value)]) for name, value in pairs if value not in (None, "")))
-
-
-def judge_card(judge: Block) -> Html:
-    """What is known of the judge, or how to have the answers judged."""
-    if not judge["judged"]:
-        why = f" ({judge['reason']})" if judge.get("reason") else ""
-        return join([h("p", f"Not judged{why}."), h("p", how_to_judge()), h("pre", JUDGE_COMMANDS)])
-    kappa, twice = judge.get("kappa_between_orders") or {}, judge.get("same_slot_twice") or {}
-    longer = judge.get("longer_answer") or {}
-    first = f"{percent(judge.get('first_slot_share'))} (binomial p {p_value(judge.get('first_slot_p'))})"
-    same = f"first {twice.get('first')}, second {twice.get('second')} (p {p_value(twice.get('p'))})"
-    longer_won = f"{percent(longer.get('share'))} of {longer.get('decided')} decided pairs"
-    return facts(
-        [
-            ("Judge", ", ".join(dict.fromkeys([str(judge.get("kind")), *judge.get("models", [])]))),
-            ("Prompt version", ", ".join(judge.get("prompt_versions", []))),
-            ("Pairs judged", f"{judge.get('pairs')}, identical answers {judge.get('identical_answers', 0)}"),
-            ("Same winner in both orders", percent(judge.get("consistency"))),
-            ("Kappa between the orders", number(kappa.get("kappa"), 2)),
-            ("Answer shown first chosen", first),
-            ("Same slot in both orders", same if twice else None),
-            ("The longer answer won", longer_won if longer.get("decided") else None),
-            ("Replies that are no verdict", str(judge.get("unparsed", NONE))),
-            ("Pairs without a result", str(judge.get("missing_pairs", NONE))),
-            ("Questions with a known answer", _canaries(judge.get("canaries") or {})),
-            ("Calls and cost", f"{judge.get('calls', 0):,}, {judge.get('cost', 0):.2f} US dollars"),
-        ]
-    )
-
-
-def _canaries(canaries: Block) -> str | None:
-    right = [f"{sort}: {r['right']} of {r['asked']} right" for sort, r in canaries.items() if r.get("asked")]
-    return "; ".join(right) or None
 
 
 def shared_models(comparison: Block) -> Html | None:
@@ -127,18 +94,19 @@ def cut(text: str, length: int) -> str:
 
 
 def other_runs(comparison: Block) -> Html | None:
-    """Runs of other methods and variants: described, not tested."""
+    """Runs of other methods and of variants without a section of their own: described, not tested."""
     protocol = comparison["protocol"]
     families: dict[str, list[Block]] = defaultdict(list)
     for row in comparison["runs"]:
-        if row["family"] not in (protocol["method_a"], protocol["method_b"]) and row["final"]:
+        if row["family"] not in (protocol["method_a"], protocol["method_b"], *described(comparison)) and row["final"]:
             families[row["family"]].append(row)
+    reasons = left_out(comparison["variants_left_out"]) if comparison["variants_left_out"] else None
     if not families:
-        return None
+        return reasons
     names = [n for n in METRICS if any(n in row["final"] for rows in families.values() for row in rows)]
     columns = [Column("Run"), Column("seeds", True), *(Column(METRICS[n].label, True) for n in names)]
     rows = [[name_of(f), str(len(found)), *(_range(found, n) for n in names)] for f, found in families.items()]
-    return table(columns, rows)
+    return join([table(columns, rows), reasons])
 
 
 def _range(rows: Sequence[Block], name: str) -> Html | str:
@@ -166,6 +134,7 @@ def protocol(comparison: Block) -> Html:
             ("Confidence", percent(fixed["confidence"], 0)),
             ("Judged policy", "the last iterate; no checkpoint is selected"),
             ("Fingerprint of this protocol", h("code", fixed["fingerprint"])),
+            ("Fingerprint of the configuration it ran under", _configuration(comparison["configuration"])),
         ]
     )
     marks = {True: "held", False: "NOT held", None: "not known"}
@@ -178,6 +147,27 @@ def protocol(comparison: Block) -> Html:
         for one in comparison["equal"]
     ]
     return join([described, table([Column("What is held equal"), Column("in these runs"), Column("detail")], rows)])
+
+
+def _configuration(found: Block) -> Content:
+    if found["fingerprint"] is None:
+        return f"not known: {found['reason']}"
+    return h("code", found["fingerprint"])
+
+
+def runs(comparison: Block) -> Html | None:
+    """Which runs there are, and the fingerprints of what each was made from."""
+    parts = ("configuration", "data", "sft", "reward_model")
+    columns = [Column("Run"), Column("state"), *(Column(part.replace("_", " ")) for part in parts)]
+    rows: list[list[Content]] = [
+        [
+            row["name"],
+            join([str(row["status"] or "not recorded"), h("small", row["left_out"]) if row["left_out"] else None]),
+            *(h("code", str(row["fingerprints"].get(part, NONE))[:12]) for part in parts),
+        ]
+        for row in comparison["runs"]
+    ]
+    return table(columns, rows) if rows else None
 
 
 def limits(comparison: Block) -> Html:

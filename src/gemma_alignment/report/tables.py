@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from gemma_alignment.report.budget_section import read_where
 from gemma_alignment.report.formatting import (
     NONE,
     bounds,
@@ -30,6 +31,7 @@ def results(comparison: Block) -> Html:
         Column("Difference", True, f"{name_of(a)} − {name_of(b)}, Welch interval over seeds"),
         Column("Cohen’s d", True, "pooled sd, noncentral-t interval over seeds"),
         Column("Reading", title="from the interval, and Holm’s p in the secondary family"),
+        Column("Read at", title="what had been spent there stands below the table"),
     ]
     rows = [
         [
@@ -40,6 +42,7 @@ def results(comparison: Block) -> Html:
             _with_interval(block["difference"], "estimate", "", _decimals(name)),
             _with_interval(block["cohens_d"], "d", "d_", 2),
             reading(block, protocol),
+            read_where(block, comparison),
         ]
         for name, block in comparison["metrics"].items()
         if block["role"] != "descriptive" and name != "win_rate"
@@ -61,11 +64,14 @@ def metric_name(block: Block) -> Html:
 
 
 def _arm(name: str, block: Block, family: str) -> Html:
-    seeds = block["per_seed"].get(family, {})
-    shown = " · ".join(number(v, _decimals(name)) for v in seeds.values())
-    title = ", ".join(f"seed {s}: {number(v, _decimals(name))}" for s, v in seeds.items())
-    mean = number(block["mean"].get(family), _decimals(name))
-    return join([h("b", mean), h("small", shown, title=title) if seeds else None])
+    return mean_and_seeds(block["mean"].get(family), block["per_seed"].get(family, {}), _decimals(name))
+
+
+def mean_and_seeds(mean: float | None, per_seed: Mapping[str, float], decimals: int) -> Html:
+    """A mean, and below it each seed in order."""
+    shown = " · ".join(number(value, decimals) for value in per_seed.values())
+    title = ", ".join(f"seed {seed}: {number(value, decimals)}" for seed, value in per_seed.items())
+    return join([h("b", number(mean, decimals)), h("small", shown, title=title) if per_seed else None])
 
 
 def _with_interval(part: Block, key: str, prefix: str, decimals: int) -> Html:

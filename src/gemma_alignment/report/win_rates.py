@@ -1,14 +1,15 @@
 """From resolved comparisons to win rates: a seed at a time, and over seeds x prompts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
 
 from gemma_alignment.parameters.reporting import ProtocolParameters
-from gemma_alignment.report.comparing import Block, crossed_block
+from gemma_alignment.report.comparing import NEW_PROMPTS, Block, crossed_block
 from gemma_alignment.report.runs import SFT, RunKey, parse_key
+from gemma_alignment.statistics.length_control import length_controlled
 from gemma_alignment.statistics.power import prompts_needed
 from gemma_alignment.statistics.win_rate import crossed, summarize
 
@@ -51,11 +52,21 @@ def _meets(left: RunKey, right: RunKey, a: str, b: str) -> bool:
 def win_rate_block(
     results: BySeedAndPrompt,
     names: tuple[str, str],
+    lengths: Mapping[str, Mapping[str, int]],
     protocol: ProtocolParameters,
     generator: np.random.Generator,
     draws: int,
 ) -> Block | None:
-    """Everything of one pair of systems; None where nothing of it was judged."""
+    """Everything of one pair of systems; None where nothing of it was judged.
+
+    Args:
+        results: seed -> prompt -> result for the first of ``names``.
+        names: the two families.
+        lengths: run -> prompt -> characters of its answer.
+        protocol: confidence, power, level.
+        generator: of the bootstrap over prompts.
+        draws: of that bootstrap.
+    """
     per_seed = {str(seed): _one_seed(results[seed], protocol.confidence) for seed in sorted(results)}
     judged = sorted(s for s in results if per_seed[str(s)]["rate"] is not None)
     if not judged:
@@ -68,6 +79,7 @@ def win_rate_block(
         "total": {k: sum(one[k] for one in per_seed.values()) for k in ("wins", "ties", "losses", "missing")},
         "prompts_left_out_of_crossed": len({p for s in judged for p in results[s]}) - len(prompts),
         "crossed": None,
+        "at_equal_length": None,
     }
     if prompts:
         scores = np.array([[POINTS[results[s][p] or ""] for p in prompts] for s in judged])
@@ -75,7 +87,33 @@ def win_rate_block(
         block["crossed"] = crossed_block(rate, scores, protocol, generator, draws)
         needed = None if rate.rate is None else prompts_needed(rate.rate, protocol.power, protocol.alpha)
         block["prompts_needed_for_rate_seen"] = needed
+        block["at_equal_length"] = _at_equal_length(scores, names, judged, prompts, lengths, protocol.confidence)
     return block
+
+
+def _at_equal_length(
+    scores: np.ndarray,
+    names: tuple[str, str],
+    seeds: Sequence[int],
+    prompts: Sequence[str],
+    lengths: Mapping[str, Mapping[str, int]],
+    confidence: float,
+) -> Block:
+    """The same scores, with what the difference in length explains taken out."""
+    a, b = ([lengths.get(_run_name(name, seed), {}) for seed in seeds] for name in names)
+    found = [(i, k) for i in range(len(seeds)) for k, p in enumerate(prompts) if p in a[i] and p in b[i]]
+    outcomes = [float(scores[i, k]) for i, k in found]
+    gaps = [a[i][prompts[k]] - b[i][prompts[k]] for i, k in found]
+    return {
+        **asdict(length_controlled(outcomes, gaps, [prompts[k] for _, k in found], confidence)),
+        "unit_of_resampling": "prompt, with all its seeds",
+        "generalises_to": NEW_PROMPTS,
+        "method": "logistic fit in tanh of the length difference, clustered by prompt, Student t",
+    }
+
+
+def _run_name(family: str, seed: int) -> str:
+    return RunKey(family, None if family == SFT else seed).name
 
 
 def _one_seed(results: Mapping[str, Result | None], confidence: float) -> dict[str, Any]:

@@ -18,6 +18,7 @@ def win_rates(comparison: Block) -> Html:
         Column("new prompts, these models", True, "clustered by prompt; below it the bootstrap over prompts"),
         Column("new seeds, these prompts", True, "Student’s t over the seeds’ rates"),
         Column("new prompts and seeds", True, "two-way clustered: wide"),
+        Column("rate at equal length", True, "what a fit leaves of the rate when both answers are equally long"),
         Column("seeds × prompts", True),
     ]
     blocks = [block for block in comparison["win_rates"].values() if block and block["crossed"]]
@@ -37,8 +38,15 @@ def _all_seeds(block: Block) -> list[Content]:
         join([prompts, h("small", f"bootstrap {bootstrap}") if bootstrap != NONE else None]),
         seeds,
         both,
+        _at_equal_length(block["at_equal_length"]),
         f"{crossed['seeds']} × {crossed['prompts']}",
     ]
+
+
+def _at_equal_length(found: Block) -> Html:
+    if found["rate"] is None:
+        return h("span", NONE, title=found["reason"])
+    return join([h("b", percent(found["rate"])), h("small", percent_bounds(found["low"], found["high"]))])
 
 
 def win_rates_by_seed(comparison: Block) -> Html:

@@ -105,11 +105,37 @@ def reading(block: Block, protocol: Block) -> str:
     return f"{a} better" if verdict.word == "better" else f"{b} better"
 
 
+def variants_note(protocol: Block) -> str:
+    """How to read an ablation or a sweep."""
+    return (
+        "One parameter differs, the SFT and reward models, prompts, seeds and everything else are the same. "
+        "Below each mean stand the single seeds, then the difference to the configured value, paired by seed, with its "
+        f"{protocol['confidence']:.0%} Student t interval over seeds, and what it allows to say after Holm’s "
+        "adjustment over the variants of this section, metric by metric. Nothing here enters the comparison above."
+    )
+
+
+def range_note() -> str:
+    """What a range of means does not show."""
+    return (
+        "Means of more values lie further apart by chance alone: the range says something only where it is large "
+        "beside the seed sd at one value."
+    )
+
+
+def drawdown_note() -> str:
+    """What a drawdown is."""
+    return (
+        "A drawdown is how far a score lies below its best until then; the worst one of the training is shown. How "
+        "little so few seeds say of an sd is what its interval shows. Nothing here is tested."
+    )
+
+
 def how_to_judge() -> str:
     """What to run for verdicts on answers that are already there."""
     return (
         "The answers are on disk, so they can be judged later without training again: set OPENAI_API_KEY "
-        "and run the two commands below."
+        "and run the two commands below, with --env and data_root as in this study where it had its own."
     )
 
 

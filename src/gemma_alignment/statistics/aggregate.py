@@ -1,6 +1,6 @@
-"""Aggregates over runs x tasks, after Agarwal et al. 2021 (arXiv:2108.13264)."""
+"""Aggregates over runs x tasks (Agarwal et al. 2021, arXiv:2108.13264), and what resampling says of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
@@ -35,23 +35,56 @@ def probability_of_improvement(a: Matrix, b: Matrix) -> float | None:
 
 
 def stratified_bootstrap(
-    statistic: Callable[[np.ndarray], float | None],
-    scores: Matrix,
+    statistic: Callable[..., float | None],
+    groups: Sequence[Matrix],
     generator: np.random.Generator,
     draws: int = 2_000,
     confidence: float = 0.95,
 ) -> Interval:
-    """Percentile interval of ``statistic``, runs resampled within each task.
+    """Percentile interval of ``statistic(*groups)``, runs resampled within each group and task.
 
-    With three runs a task has ten distinct resampled means: call such an interval descriptive.
+    ``groups`` are matrices of runs x tasks, one for each argument of ``statistic``. With three runs a
+    task has ten distinct resampled means: call such an interval descriptive.
     """
     check_confidence(confidence)
-    matrix = as_matrix(scores)
-    runs, tasks = matrix.shape
-    if runs < 2 or tasks < 1:
-        return Interval(reason=f"{runs} runs x {tasks} tasks: at least two runs are needed")
-    columns = np.arange(tasks)
-    samples = [statistic(matrix[generator.integers(0, runs, (runs, tasks)), columns]) for _ in range(draws)]
+    matrices = [as_matrix(group) for group in groups]
+    for runs, tasks in (matrix.shape for matrix in matrices):
+        if runs < 2 or tasks < 1:
+            return Interval(reason=f"{runs} runs x {tasks} tasks: at least two runs are needed")
+    samples = [statistic(*(_resampled(matrix, generator) for matrix in matrices)) for _ in range(draws)]
     tail = 50.0 * (1.0 - confidence)
     low, high = np.percentile(np.array(samples, dtype=np.float64), [tail, 100.0 - tail])
-    return Interval(statistic(matrix), float(low), float(high))
+    return Interval(statistic(*matrices), float(low), float(high))
+
+
+def cluster_bootstrap(
+    statistic: Callable[[np.ndarray], float | None],
+    clusters: Sequence[Hashable],
+    generator: np.random.Generator,
+    draws: int = 2_000,
+    confidence: float = 0.95,
+) -> Interval:
+    """Percentile interval of ``statistic(rows)``, rows of one cluster resampled together.
+
+    ``statistic`` takes row numbers, some of them more than once; draws for which it is None are left out.
+    """
+    check_confidence(confidence)
+    rows: dict[Hashable, list[int]] = {}
+    for i, cluster in enumerate(clusters):
+        rows.setdefault(cluster, []).append(i)
+    members = [np.array(found) for found in rows.values()]
+    if len(members) < 2:
+        return Interval(reason=f"{len(members)} clusters: at least 2 are needed")
+    drawn = generator.integers(0, len(members), (draws, len(members)))
+    samples = [statistic(np.concatenate([members[i] for i in picks])) for picks in drawn]
+    estimate = statistic(np.arange(len(clusters)))
+    defined = [value for value in samples if value is not None]
+    if estimate is None or not defined:
+        return Interval(reason="not defined on these rows")
+    tail = 50.0 * (1.0 - confidence)
+    low, high = np.percentile(np.array(defined), [tail, 100.0 - tail])
+    return Interval(estimate, float(low), float(high))
+
+
+def _resampled(matrix: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    return matrix[generator.integers(0, len(matrix), matrix.shape), np.arange(matrix.shape[1])]

@@ -1,6 +1,7 @@
 """What a number of seeds or prompts can show, and how many a difference needs."""
 
 import math
+from collections.abc import Sequence
 
 from scipy import optimize
 
@@ -35,6 +36,13 @@ def least_effect(n: int, power: float = 0.8, alpha: float = 0.05) -> float:
     while unpaired_power(high, n, alpha) < power:
         high *= 2.0
     return float(optimize.brentq(lambda d: unpaired_power(d, n, alpha) - power, 0.0, high, xtol=1e-12))
+
+
+def power_table(
+    seeds: Sequence[int], effects: Sequence[float | int], alpha: float = 0.05
+) -> dict[int, dict[float, float]]:
+    """Power of the two-sided unpaired t test: seeds a method -> true d -> power."""
+    return {n: {float(d): unpaired_power(d, n, alpha) for d in effects} for n in seeds}
 
 
 def seeds_needed(d: float | int, power: float = 0.8, alpha: float = 0.05) -> int | None:

@@ -1,0 +1,23 @@
+"""The judge's card on the page."""
+
+from gemma_alignment.report.judge_section import judge_card
+
+
+def test_the_judges_card_shows_what_is_known_of_the_judge(made):
+    _, comparison = made()
+    text = judge_card({
+        **comparison["judge"],
+        "people": {"asked": 50, "right": 40, "tied": 6, "wrong": 4, "people_tied": 0, "kappa": 0.62},
+        "longer_answer": {"won": 30, "decided": 40, "share": 0.75, "p": 0.002},
+        "control_strings": {"ppo/seed=42": 3, "sft": 0},
+        "cost": 1.25,
+        "cost_of_questions": 0.5,
+    })  # fmt: skip
+    for words in ("same verdict in 82.0% of 79 (κ 0.71)", "right in 40, tied in 6, wrong in 4 of 50 (κ 0.62)",
+                  "75.0% of 40 decided pairs (binomial p 0.002)", "ppo/seed=42: 3", "1.75 US dollars",
+                  "an answer against itself must tie", "Same winner in both orders"):  # fmt: skip
+        assert words in text, words
+    bare = judge_card({**comparison["judge"], "repeat": {"asked": 0}, "people": {"asked": 0}, "canaries": {}})
+    assert "The same question once more" not in bare
+    assert "people labelled" not in bare
+    assert "known answer" not in bare
