@@ -41,6 +41,23 @@ def project(tmp_path, empty_store, monkeypatch):
     return Project(root)
 
 
+@pytest.fixture(scope="session")
+def shared_start(tmp_path_factory):
+    """``shared_start(project, name, make)``: what ``make`` does to a fresh project, done once and copied after that."""
+    folders = {}
+
+    def start(project, name, make):
+        if name in folders:
+            shutil.copytree(folders[name], project.root, dirs_exist_ok=True)
+        else:
+            make()
+            folders[name] = tmp_path_factory.mktemp(name) / "project"
+            shutil.copytree(project.root, folders[name])
+        return project
+
+    return start
+
+
 class Project:
     """Runs Kedro in a project folder, in this process or in one of its own."""
 
@@ -55,7 +72,7 @@ class Project:
         from kedro.framework.session import KedroSession
         from kedro.framework.startup import bootstrap_project
 
-        from gemma_alignment.study.plan import nested
+        from gemma_alignment.dotted import nested
 
         while mlflow.active_run():
             mlflow.end_run()

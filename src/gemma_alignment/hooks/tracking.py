@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_alignment.hooks.provenance import command, git_commit, git_is_dirty
+from gemma_alignment.hooks.store import find_run
 from gemma_alignment.hooks.work import Work
 from gemma_alignment.stages import Stage
 
@@ -30,13 +31,14 @@ class Tracking:
     def __init__(
         self, context: Any, works: Mapping[str, Work], parameters: Mapping[str, Any], is_default: bool
     ) -> None:
-        self._config = getattr(context, "mlflow", None)
+        self._config: Any = getattr(context, "mlflow", None)
         self._works = works
         self._parent = os.environ.get(PARENT)
         self._common = {
             "study": os.environ.get(STUDY, "none"),
             "variant": parameters["variant"] or "none",
             "overwrite": str(parameters["overwrite"]).lower(),
+            "resume": str(parameters["resume"]).lower(),
             "command": command(),
             **_source(context.project_path),
         }
@@ -66,34 +68,27 @@ class Tracking:
         return self._parent or self.run_id
 
     def before_open(self) -> None:
-        """Tell kedro-mlflow which run to open: a new one, or under a study that of the first stage."""
+        """Make the run that kedro-mlflow is to open: that of the only stage, of the first, or the session's.
+
+        It is born with its tags and its parent, so no signal comes between. A stage that resumes goes on
+        with its own.
+        """
         if self._config is None:
             return
-        run = self._config.tracking.run
-        works = list(self._works.values())
-        if len(works) == 1:
+        run, works = self._config.tracking.run, list(self._works.values())
+        if len(works) == 1 or self._borrowed:
             run.name = works[0].stage.run_name
-        elif self._borrowed and self._parent:
-            run.id = works[0].run_id = self._create(works[0].stage, self._parent)
-            run.name = works[0].stage.run_name
+            run.id = works[0].run_id = self._run_of(works[0], self._parent)
         else:
             run.name = self._name
+            run.id = self._create(run.name, self._tags(None), self._parent)
 
     def after_open(self) -> None:
-        """Learn what kedro-mlflow opened, and say what it is."""
+        """Learn what kedro-mlflow opened; nothing where it is switched off for the pipeline."""
         import mlflow
 
         active = mlflow.active_run()
-        if active is None:
-            return
-        self.run_id = active.info.run_id
-        works = list(self._works.values())
-        if len(works) == 1:
-            works[0].run_id = self.run_id
-        tags = self._tags(works[0].stage if len(works) == 1 or self._borrowed else None)
-        if self._parent:
-            tags["mlflow.parentRunId"] = self._parent
-        mlflow.set_tags(tags)
+        self.run_id = None if active is None else active.info.run_id
 
     def enter(self, work: Work | None) -> None:
         """Make the run of a stage the active one (without a stage: the session's)."""
@@ -101,7 +96,7 @@ class Tracking:
             return
         try:
             if work is not None and work.run_id is None:
-                work.run_id = self._create(work.stage, self._parent or self.run_id)
+                work.run_id = self._run_of(work, self._parent or self.run_id)
             self._activate(work.run_id if work is not None and work.run_id else self.run_id)
         except Exception as error:
             self._lose(error)
@@ -133,6 +128,14 @@ class Tracking:
         if self.is_on and status is not None and not self._borrowed:
             self.client.set_terminated(self.run_id, status)
 
+    def abandon(self, status: str) -> None:
+        """End what is still open when the process ends without Kedro having said how."""
+        import mlflow
+
+        while (active := mlflow.active_run()) is not None:
+            self._park(active.info.run_id)
+            self.client.set_terminated(active.info.run_id, status)
+
     def log_artifact(self, path: Path) -> None:
         """Keep a file with the study's run."""
         if self.is_on and path.is_file():
@@ -144,16 +147,23 @@ class Tracking:
             if self.is_on and value is not None:
                 self.client.log_metric(self.summary_run, key, float(value))
 
-    def _create(self, stage: Stage, parent: str) -> str:
-        """A new run nested under ``parent``, parked."""
+    def _run_of(self, work: Work, parent: str | None) -> str:
+        """The run of a stage: that of the attempt which it goes on with, where the store has it, else a new one."""
+        tags = self._tags(work.stage)
+        if find_run(self.client, work.continued) is None:
+            return self._create(work.stage.run_name, tags, parent)
+        for key, value in {**tags, **({"mlflow.parentRunId": parent} if parent else {})}.items():
+            self.client.set_tag(work.continued, key, value)
+        return str(work.continued)
+
+    def _create(self, name: str, tags: Mapping[str, str], parent: str | None) -> str:
+        """A new run, parked."""
         import mlflow
 
         if (active := mlflow.active_run()) is not None:
             self._park(active.info.run_id)
         experiment = self._config.tracking.experiment._experiment.experiment_id if self._config else None
-        run = mlflow.start_run(
-            run_name=stage.run_name, experiment_id=experiment, parent_run_id=parent, tags=self._tags(stage)
-        )
+        run = mlflow.start_run(run_name=name, experiment_id=experiment, parent_run_id=parent, tags=dict(tags))
         self._park(run.info.run_id)
         return str(run.info.run_id)
 

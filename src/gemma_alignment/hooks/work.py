@@ -10,9 +10,12 @@ from kedro.io import MemoryDataset
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
+from gemma_alignment.datasets.atomic import discard
+from gemma_alignment.datasets.checkpoint_store import CHECKPOINTS, saved
 from gemma_alignment.errors import UserError
 from gemma_alignment.fingerprints import Record, Status, differences, digest, digest_of, refuse
 from gemma_alignment.hooks.checks import free_inputs, path_of
+from gemma_alignment.hooks.feasible import check_budget, check_device
 from gemma_alignment.stages import CLOSING, STAGES, Stage
 
 logger = logging.getLogger(__name__)
@@ -50,6 +53,10 @@ class Work:
     made_here: frozenset[str]
     """What the session makes: inputs among these have no digest before the stage starts."""
     parameters: dict[str, Any]
+    overwrite: bool
+    """Whether what is there may be replaced, whatever it is."""
+    resume: bool
+    """Whether it goes on from a checkpoint of the same configuration."""
     record: Record | None = None
     """Its ``run.json`` since it started."""
     previous: Record | None = None
@@ -68,6 +75,8 @@ class Work:
             full=full,
             made_here=frozenset(running.all_outputs()),
             parameters=_read(full.nodes, parameters),
+            overwrite=bool(parameters["overwrite"]),
+            resume=bool(parameters["resume"]) and stage.is_arm,
             previous=Record.read(directory),
         )
 
@@ -86,22 +95,37 @@ class Work:
             **facts,
         )
 
-    def check(self, catalog: Any, overwrite: bool) -> None:
-        """Refuse a start that would write over a finished run of something else.
+    def check_feasible(self) -> None:
+        """Refuse groups that do not fill the budget, and a GPU that is not there.
+
+        Raises:
+            UserError: with the setting.
+        """
+        if self.stage.is_arm:
+            check_budget(self.stage.name, self.parameters)
+        check_device(self.parameters)
+
+    def check(self, catalog: Any) -> None:
+        """Refuse a start that would write over a finished run of something else, or over an interrupted one.
 
         Raises:
             UserError: with the differences and the ways out.
         """
-        if self.previous is not None and not overwrite and self.stage.name not in CLOSING:
-            refuse(self.directory, self.previous, self._without_made_here(self.begin(catalog)))
+        self._refuse(self._without_made_here(self.begin(catalog)))
 
-    def start(self, catalog: Any, overwrite: bool, **facts: Any) -> None:
+    def start(self, catalog: Any, **facts: Any) -> None:
         """Write that the stage runs; what earlier stages of the session made is checked too now."""
         new = self.begin(catalog, **facts)
-        if self.previous is not None and not overwrite and self.stage.name not in CLOSING:
-            refuse(self.directory, self.previous, new)
+        self._refuse(new)
+        if self._trains and not self.resume:
+            discard(self._checkpoints)  # before the record: none may stand beside a record that is not its own
         self.record = new
         new.write(self.directory)
+
+    def _refuse(self, new: Record) -> None:
+        if not self.overwrite and self.stage.name not in CLOSING:
+            iterations = saved(self._checkpoints) if self._trains else []
+            refuse(self.directory, self.previous, new, iterations[-1] if iterations else None, self.resume)
 
     def end(self, status: Status, catalog: Any, error: str | None = None) -> None:
         """Write how the stage ended, with the digests of every input it had."""
@@ -121,6 +145,21 @@ class Work:
             return False
         new = self.begin(catalog)
         return not differences(old, new) and old.fingerprints.keys() == new.fingerprints.keys()
+
+    @property
+    def continued(self) -> str | None:
+        """The MLflow run that it goes on with, if it resumes one."""
+        return self.previous.mlflow_run_id if self.resume and self.previous is not None else None
+
+    @property
+    def _trains(self) -> bool:
+        """Whether what is left to run begins or goes on with a training that leaves checkpoints."""
+        store = f"{self.stage.name}.{CHECKPOINTS}"
+        return any(store in node.inputs and node.name in self.nodes for node in self.full.nodes)
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.directory / CHECKPOINTS
 
     def _without_made_here(self, record: Record) -> Record:
         changing = {label for label, names in INPUTS.items() if any(name in self.made_here for name in names)}

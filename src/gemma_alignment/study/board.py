@@ -78,7 +78,7 @@ class Board:
 
     def _left(self, child: Child) -> str:
         progress = self._progress(child)
-        left = progress.seconds_left(child.seconds) if progress and child.state == "running" else None
+        left = progress.seconds_left if progress and child.state == "running" else None
         return "" if left is None else clock(left)
 
     def _doing(self, child: Child) -> str:

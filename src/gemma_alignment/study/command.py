@@ -1,17 +1,21 @@
 """What ``kedro study`` and ``kedro study status`` do with their options."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from gemma_alignment.config import build
+from gemma_alignment.dotted import dotted
+from gemma_alignment.errors import UserError
+from gemma_alignment.hooks.feasible import check_budget
 from gemma_alignment.parameters.study import StudyParameters
-from gemma_alignment.study.plan import Plan, dotted, parse_names, parse_seeds
-from gemma_alignment.study.project import read_parameters
+from gemma_alignment.study.plan import Plan, parse_names, parse_seeds
+from gemma_alignment.study.project import Opened, read_parameters
 from gemma_alignment.study.status import counted, status_of
+from gemma_alignment.study.variants import ablations, accepted, check, sweeps
 
 COLORS = {"finished": "green", "running": "cyan", "failed": "red", "killed": "red", "vanished": "red"}
 
@@ -23,6 +27,8 @@ class Asked:
     project: Path
     plan: Plan
     parameters: Mapping[str, Any]
+    left_out: Sequence[str] = ()
+    """Values of an ablation that their methods refuse, each with the reason."""
 
     @property
     def data_root(self) -> Path:
@@ -37,6 +43,8 @@ def planned(
     methods: str | None,
     seeds: str | None,
     quick: bool,
+    ablate: Sequence[str] = (),
+    sweep: Sequence[str] = (),
 ) -> Asked:
     """The plan that the options ask for; what they do not say, section ``study`` says.
 
@@ -54,22 +62,47 @@ def planned(
         params=given,
         env=env,
     )
-    return Asked(project, plan, read_parameters(project, env, given))
+    parameters = read_parameters(project, env, given)
+    for method in plan.methods:
+        check_budget(method, parameters)
+    taken, refused = accepted(ablations(ablate, plan.methods, parameters), parameters)
+    swept = sweeps(sweep, plan.methods, parameters)
+    for variant in swept:
+        check(variant, parameters)
+    variants = tuple(dict.fromkeys([*taken, *swept]))
+    return Asked(project, replace(plan, variants=variants), parameters, refused)
 
 
-def start(asked: Asked, workers: int | None) -> int:
-    """Run it here; the exit status."""
+def start(asked: Asked, workers: int | None, resume: bool) -> int:
+    """Run it here, or what of it is not finished; the exit status.
+
+    Raises:
+        UserError: before anything runs, for what would be refused later.
+    """
     from gemma_alignment.study.local import run_study
 
-    return run_study(asked.project, asked.plan, workers, Console())
+    if resume and asked.parameters["overwrite"]:
+        raise UserError("--resume goes on with what is there and overwrite=true begins anew: give one of them")
+    console = Console()
+    _say_left_out(asked, console)
+    return run_study(asked.project, asked.plan, workers, console, resume)
 
 
-def show(asked: Asked) -> None:
-    """The runs, each with the command that does the same by hand."""
+def show(asked: Asked, resume: bool) -> None:
+    """The runs, or those that are not finished, each with the command that does the same by hand."""
     console = Console(highlight=False, soft_wrap=True)
     plan = asked.plan
-    for run in (plan.preparation, *plan.arms, plan.closing):
-        console.print(f"{run.label:40} {run.command()}", markup=False)
+    all_of_it = (plan.preparation, *plan.arms, plan.closing)
+    runs = Opened.open(asked.project, plan).left(plan) if resume else all_of_it
+    width = max((len(run.label) for run in runs), default=0)
+    for run in runs:
+        console.print(f"{run.label:{width}}  {run.command()}", markup=False)
+    _say_left_out(asked, console)
+
+
+def _say_left_out(asked: Asked, console: Console) -> None:
+    for reason in asked.left_out:
+        console.print(f"left out  {reason}", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_status(asked: Asked) -> None:
@@ -77,7 +110,8 @@ def show_status(asked: Asked) -> None:
     console = Console(highlight=False, soft_wrap=True)
     iterations = int(asked.parameters["policy_optimization"]["num_iterations"])
     lines = status_of(asked.plan, asked.data_root, iterations)
+    width = max(len(line.name) for line in lines)
     for line in lines:
         color = COLORS.get(line.state, "default")
-        console.print(f"{line.name:24} [{color}]{line.state:10}[/] {line.detail}")
+        console.print(f"{line.name:{width}}  [{color}]{line.state:10}[/] {line.detail}")
     console.print(counted(lines))

@@ -10,6 +10,7 @@ from types import FrameType
 from rich.console import Console
 
 from gemma_alignment.fingerprints import Record
+from gemma_alignment.hooks.feasible import check_device
 from gemma_alignment.stages import PREPARATION
 from gemma_alignment.study.board import Board
 from gemma_alignment.study.parent import ParentRun
@@ -26,8 +27,8 @@ class Interrupted(Exception):
         self.code = 128 + number
 
 
-def run_study(project: Path, plan: Plan, workers: int | None, console: Console) -> int:
-    """Run the whole of ``plan``; the exit status: 0 when every run finished.
+def run_study(project: Path, plan: Plan, workers: int | None, console: Console, resume: bool = False) -> int:
+    """Run the whole of ``plan``, or with ``resume`` what is not finished; the exit status: 0 when every run finished.
 
     A run that fails does not stop the others; what finished is evaluated.
 
@@ -35,10 +36,11 @@ def run_study(project: Path, plan: Plan, workers: int | None, console: Console) 
         UserError: before anything runs, for what would be refused later.
     """
     opened = Opened.open(project, plan)
+    check_device(opened.parameters)
     stale = opened.left_to_prepare()
     for arm in plan.arms:
-        opened.check(arm, stale)
-    study = _Study(plan, opened, console)
+        opened.check(opened.going_on(arm) if resume else arm, stale)
+    study = _Study(plan, opened, console, resume)
     status = "FAILED"
     try:
         with _signals():
@@ -60,32 +62,46 @@ def run_study(project: Path, plan: Plan, workers: int | None, console: Console) 
 class _Study:
     """The processes of one study."""
 
-    def __init__(self, plan: Plan, opened: Opened, console: Console) -> None:
+    def __init__(self, plan: Plan, opened: Opened, console: Console, resume: bool) -> None:
         self._plan = plan
         self._opened = opened
         self._console = console
-        self._name = f"study-{datetime.now():%Y%m%d-%H%M%S}"
+        self._resume = resume
         methods, seeds = ",".join(plan.methods), ",".join(map(str, plan.seeds))
         tags = {"methods": methods, "seeds": seeds}
-        self.parent = ParentRun(opened.path, opened.experiment_id, self._name, tags)
-        self._variables = environment(self.parent.run_id, self._name, self.parent.tracking_uri)
+        if plan.variants:
+            tags["variants"] = ",".join(f"{variant.method}@{variant.name}" for variant in plan.variants)
+        name = f"study-{datetime.now():%Y%m%d-%H%M%S}"
+        earlier = opened.records([plan.preparation, *plan.arms, plan.closing]) if resume else []
+        self.parent = ParentRun(opened.path, opened.experiment_id, name, tags, earlier)
+        self._variables = environment(self.parent.run_id, self.parent.name, self.parent.tracking_uri)
         self.children: list[Child] = []
 
     def run(self, stale: tuple[str, ...], workers: int | None) -> bool:
         """Every process in its order; whether all of them ended well."""
-        self._console.print(f"{self._name}: {len(self._plan.arms)} runs", highlight=False)
+        self._console.print(f"{self.parent.name}: {len(self._plan.arms)} runs", highlight=False)
         output = self._opened.data_root / "07_model_output"
         prepare = Run(stale or PREPARATION, self._plan.params, self._plan.env)
         preparation = Child(prepare, output / "preparation.log", reused=not stale)
         if not self._through([preparation], 1):
             return False
-        root = self._opened.data_root
-        arms = [Child(run, run.stages[0].directory(root) / "run.log") for run in self._plan.arms]
+        arms = [self._arm(run) for run in self._plan.arms]
         device = self._opened.parameters["runtime"]["device"]
         all_well = self._through(arms, workers or default_workers(device))
-        if not any(arm.state == "done" for arm in arms):
+        if not any(arm.state in ("done", "reused") for arm in arms):
             return False
-        return self._through([Child(self._plan.closing, output / "closing.log")], 1) and all_well
+        nothing_new = self._resume and all(child.reused for child in self.children)
+        reused = nothing_new and self._opened.is_closed(self._plan)
+        return self._through([Child(self._plan.closing, output / "closing.log", reused=reused)], 1) and all_well
+
+    def _arm(self, run: Run) -> Child:
+        """The process of an arm, which is not started where it has nothing to do.
+
+        To resume a study, or to add an ablation or a sweep to it, leaves finished runs as they are.
+        """
+        reused = (self._resume or bool(self._plan.variants)) and self._opened.is_done(run)
+        log = run.stages[0].directory(self._opened.data_root) / "run.log"
+        return Child(self._opened.going_on(run) if self._resume else run, log, reused=reused)
 
     def _through(self, children: Sequence[Child], workers: int) -> bool:
         self.children += children
@@ -114,9 +130,11 @@ class _Study:
         counts = {state: sum(child.state == state for child in self.children) for state in ("done", "failed")}
         report = self._opened.data_root / "08_reporting" / "report.html"
         say = self._console.print
-        say(f"\n{self._name} {status.lower()}: {counts['done']} processes done, {counts['failed']} failed")
+        say(f"\n{self.parent.name} {status.lower()}: {counts['done']} processes done, {counts['failed']} failed")
         if status == "FINISHED" or (report.exists() and self.children[-1].state == "done"):
             say(f"Report:    {report}", soft_wrap=True, highlight=False)
+        if status != "FINISHED":
+            say("What is left: the same command with --resume", highlight=False)
         store = self.parent.tracking_uri
         say(f"MLflow UI: make ui   (or: mlflow ui --backend-store-uri {store})", soft_wrap=True)
 

@@ -1,6 +1,6 @@
 """The MLflow run of the study, and the right end for every run under it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,27 +9,47 @@ from gemma_alignment.datasets.run_log import RunLog
 from gemma_alignment.fingerprints import Record
 from gemma_alignment.hooks.provenance import command, git_commit
 from gemma_alignment.hooks.session import MLFLOW_STATUS
+from gemma_alignment.hooks.store import find_run
 from gemma_alignment.study.processes import Child
 
 
 class ParentRun:
-    """The parent of every run of one study."""
+    """The parent of every run of one study: a new one, or that of an earlier attempt which this one finishes."""
 
-    def __init__(self, project: Path, experiment_id: str, name: str, tags: Mapping[str, str]) -> None:
+    def __init__(
+        self, project: Path, experiment_id: str, name: str, tags: Mapping[str, str], earlier: Sequence[Record] = ()
+    ) -> None:
         from mlflow import MlflowClient
         from mlflow.tracking.context.registry import resolve_tags
 
         self._client = MlflowClient()
         self._experiment = experiment_id
         self.tracking_uri: str = self._client.tracking_uri
+        run = self._study_of(earlier)
+        self.name: str = name if run is None else run.info.run_name
         own = {
-            "study": name,
+            "study": self.name,
             "stage": "study",
             "command": command(),
             "mlflow.source.git.commit": git_commit(project) or "unknown",
+            **tags,
         }
-        run = self._client.create_run(experiment_id, run_name=name, tags={**resolve_tags(), **own, **tags})
+        if run is None:
+            run = self._client.create_run(experiment_id, run_name=name, tags={**resolve_tags(), **own})
+        else:
+            for key, value in own.items():
+                self._client.set_tag(run.info.run_id, key, value)
+            self._client.update_run(run.info.run_id, status="RUNNING")
         self.run_id: str = run.info.run_id
+
+    def _study_of(self, records: Sequence[Record]) -> Any:
+        """The MLflow run of the study that the newest of ``records`` belongs to, where the store has it."""
+        for record in sorted(records, key=lambda one: one.created, reverse=True):
+            run = find_run(self._client, record.mlflow_run_id)
+            parent = find_run(self._client, run.data.tags.get("mlflow.parentRunId")) if run is not None else None
+            if parent is not None and parent.data.tags.get("stage") == "study":
+                return parent
+        return None
 
     def settle(self, child: Child, data_root: Path) -> None:
         """Give the records and MLflow runs of a process that is over the end that it did not write itself.

@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,14 +48,36 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """One parameter of one method set to another value than the configured one."""
+
+    method: str
+    parameter: str
+    """Dotted, of the method's own section or of one that all methods share."""
+    value: bool | int | float | str | None
+
+    @property
+    def name(self) -> str:
+        """``group_size-2``: its runs live in ``{method}@group_size-2/``."""
+        return f"{self.parameter.rpartition('.')[2]}-{_value(self.parameter, self.value)}"
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """What its runs get beyond the parameters of the study."""
+        return {"variant": self.name, self.parameter: self.value}
+
+
+@dataclass(frozen=True)
 class Plan:
-    """A study: preparation once, every method with every seed, then evaluation and report."""
+    """A study: preparation once, every method and variant with every seed, then evaluation and report."""
 
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     params: Mapping[str, Any]
     """Dotted parameters that every run gets."""
     env: str | None = None
+    variants: tuple[Variant, ...] = ()
+    """What ablations and sweeps run beside the methods as they are configured, their baseline."""
 
     def __post_init__(self) -> None:
         for name in self.methods:
@@ -65,6 +87,10 @@ class Plan:
                 raise UserError(f"unknown method {name}; {hint}")
         if "seed" in self.params:
             raise UserError("a study sets the seed of each run: use --seeds instead of --params seed=…")
+        if "resume" in self.params:
+            raise UserError("a study knows which of its runs can go on: use --resume instead of --params resume=…")
+        if self.variants and self.params.get("variant"):
+            raise UserError("--ablate and --sweep name the variants themselves: leave out --params variant=…")
 
     @property
     def preparation(self) -> Run:
@@ -73,11 +99,17 @@ class Plan:
 
     @property
     def arms(self) -> tuple[Run, ...]:
-        """One run a method and seed; the methods of a seed side by side, so that pairs are complete early."""
+        """One run a method and seed, then one a variant and seed.
+
+        The methods of a seed stand side by side, so that pairs are complete early.
+        """
+        baseline: list[tuple[str, dict[str, Any]]] = [(method, {}) for method in self.methods]
+        variants = [(variant.method, variant.params) for variant in self.variants]
         return tuple(
-            Run((method,), {"seed": seed, **self.params}, self.env)
+            Run((method,), {"seed": seed, **self.params, **own}, self.env)
+            for arms in (baseline, variants)
             for seed in self.seeds
-            for method in self.methods
+            for method, own in arms
         )
 
     @property
@@ -107,31 +139,6 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 def parse_names(text: str) -> tuple[str, ...]:
     """``ppo,grpo``, each name once."""
     return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-
-
-def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested parameters by dotted names, as ``--params`` takes them."""
-    return dict(_dotted(values, prefix))
-
-
-def _dotted(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _dotted(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of :func:`dotted`."""
-    tree: dict[str, Any] = {}
-    for key, value in values.items():
-        *path, last = key.split(".")
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[last] = value
-    return tree
 
 
 def _value(key: str, value: Any) -> str:

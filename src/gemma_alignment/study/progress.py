@@ -19,21 +19,25 @@ class Progress:
     total: int
     history: dict[str, Any]
     timing: dict[str, Any]
+    pace: float | None
+    """Seconds an iteration took of late, in this attempt; None before its second record."""
 
     @classmethod
     def read(cls, directory: Path, total: int, since: float = 0.0) -> Self | None:
         """The progress of the run in ``directory``; None where nothing was written after ``since``."""
-        timing = last_row(directory / "timing.jsonl")
-        history = last_row(directory / "history.jsonl")
-        if timing is None or history is None or timing.get(TIMESTAMP, 0) < since * 1000:
+        timing = [row for row in last_rows(directory / "timing.jsonl") if row.get(TIMESTAMP, 0) >= since * 1000]
+        history = last_rows(directory / "history.jsonl")
+        if not timing or not history:
             return None
-        return cls(int(history["iteration"]), total, history, timing)
+        first, last = timing[0], timing[-1]
+        steps = last["iteration"] - first["iteration"]
+        pace = (last[TIMESTAMP] - first[TIMESTAMP]) / 1000 / steps if steps > 0 else None
+        return cls(int(history[-1]["iteration"]), total, history[-1], last, pace)
 
-    def seconds_left(self, elapsed: float) -> float | None:
-        """At the speed so far, or None before the first update."""
-        if self.iteration <= 0:
-            return None
-        return elapsed / self.iteration * max(0, self.total - self.iteration)
+    @property
+    def seconds_left(self) -> float | None:
+        """At that pace."""
+        return None if self.pace is None else self.pace * max(0, self.total - self.iteration)
 
     def text(self) -> str:
         """Iteration, reward, KL and speed in one line; a number that is not there is left out."""
@@ -46,16 +50,16 @@ class Progress:
         return "  ".join(shown)
 
 
-def last_row(path: Path) -> dict[str, Any] | None:
-    """The last complete line of a file of JSON lines."""
+def last_rows(path: Path) -> list[dict[str, Any]]:
+    """The last complete lines of a file of JSON lines, some dozens."""
     try:
         with path.open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - TAIL))
+            start = max(0, file.seek(0, os.SEEK_END) - TAIL)
+            file.seek(start)
             lines = file.read().split(b"\n")[:-1]
-        return json.loads(lines[-1]) if lines else None
+        return [json.loads(line) for line in (lines[1:] if start else lines)]
     except (OSError, ValueError):
-        return None
+        return []
 
 
 def clock(seconds: float) -> str:

@@ -1,15 +1,18 @@
 """The project as a study sees it before anything runs: parameters, checks, what is done already."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from gemma_alignment.datasets.checkpoint_store import CHECKPOINTS, saved
+from gemma_alignment.dotted import merged, nested
+from gemma_alignment.fingerprints import Record
 from gemma_alignment.hooks.checks import check_parameters, configured_parameters
 from gemma_alignment.hooks.work import works
 from gemma_alignment.stages import PREPARATION
-from gemma_alignment.study.plan import Plan, Run, nested
+from gemma_alignment.study.plan import Plan, Run
 
 
 def read_parameters(project: Path, env: str | None, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,8 +44,8 @@ class Opened:
     experiment_id: str
 
     @classmethod
-    def open(cls, project: Path, plan: Plan) -> Self:
-        """Load Kedro's context for ``plan``; kedro-mlflow sets up the store and the experiment."""
+    def open(cls, project: Path, plan: Plan | Run) -> Self:
+        """Load Kedro's context for a plan or a run; kedro-mlflow sets up the store and the experiment."""
         import mlflow
         from kedro.framework.session import KedroSession
 
@@ -73,7 +76,7 @@ class Opened:
             work = self._work(name, {})
             if stale or not work.is_current(self.catalog):
                 stale.append(name)
-                dataclasses.replace(work, made_here=made).check(self.catalog, self._overwrite)
+                dataclasses.replace(work, made_here=made).check(self.catalog)
                 made |= work.full.all_outputs()
         return tuple(stale)
 
@@ -87,14 +90,45 @@ class Opened:
         made = frozenset(name for stage in after for name in pipelines[stage].all_outputs())
         for name in run.pipelines:
             work = dataclasses.replace(self._work(name, run.params), made_here=made)
-            work.check(self.catalog, self._overwrite)
+            work.check(self.catalog)
 
-    @property
-    def _overwrite(self) -> bool:
-        return bool(self.parameters["overwrite"])
+    def is_done(self, run: Run) -> bool:
+        """Whether a finished run of the same configuration and inputs stands there, outputs and all."""
+        own = Opened.open(self.path, run)
+        return all(own._work(name, {}).is_current(own.catalog) for name in run.pipelines)
+
+    def left(self, plan: Plan) -> list[Run]:
+        """What resuming ``plan`` would start; arms count as left while their inputs have to be made.
+
+        Raises:
+            UserError: for what resuming would refuse.
+        """
+        stale = self.left_to_prepare()
+        arms = [self.going_on(run) for run in plan.arms if stale or not self.is_done(run)]
+        for arm in arms:
+            self.check(arm, stale)
+        preparation = [Run(stale, plan.params, plan.env)] if stale else []
+        is_over = not stale and not arms and self.is_closed(plan)
+        return [*preparation, *arms, *([] if is_over else [plan.closing])]
+
+    def is_closed(self, plan: Plan) -> bool:
+        """Whether evaluation and report are done, and after every arm."""
+        arms, closing = self.records(plan.arms), self.records([plan.closing])
+        late = max((one.ended or "" for one in arms), default="") > min((one.created for one in closing), default="")
+        return not late and self.is_done(plan.closing)
+
+    def records(self, runs: Iterable[Run]) -> list[Record]:
+        """What the stages of ``runs`` say of themselves, those that began."""
+        found = [Record.read(stage.directory(self.data_root)) for run in runs for stage in run.stages]
+        return [record for record in found if record is not None]
+
+    def going_on(self, run: Run) -> Run:
+        """The run from its last checkpoint on, where it has one."""
+        if any(saved(stage.directory(self.data_root) / CHECKPOINTS) for stage in run.stages):
+            return dataclasses.replace(run, params={**run.params, "resume": True})
+        return run
 
     def _work(self, name: str, params: Mapping[str, Any]) -> Any:
         from kedro.framework.project import pipelines
 
-        seeded = {**self.parameters, **{key: params[key] for key in ("seed", "variant") if key in params}}
-        return works(pipelines[name], pipelines, seeded, self.path)[name]
+        return works(pipelines[name], pipelines, merged(self.parameters, nested(params)), self.path)[name]

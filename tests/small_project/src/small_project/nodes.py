@@ -17,6 +17,7 @@ class Record:
     metrics: dict
     timing: dict
     samples: tuple = ()
+    state: object = None
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,23 @@ def answer(model, prompts):
     return [{**row, "response": "yes", "reward_model_score": 0.5} for row in prompts]
 
 
-def train(method, sft, reward_model, prompts, settings, shared, seed, run_log):
-    for iteration in range(shared["num_iterations"] + 1):
-        metrics = {"reward/score_mean": seed + iteration / 8, "policy/kl_to_reference": 0.5}
-        run_log.append(Record(iteration, metrics, {"budget/seconds": 0.001}, ({"response": "é"},)))
-        if iteration == 1 and os.environ.get("SMALL_FAIL") == f"{method}:{seed}":
-            raise ArithmeticError("the loss is not finite")
-        if iteration == 1 and os.environ.get("SMALL_HANG") == f"{method}:{seed}":
-            time.sleep(60)
+def train(method, sft, reward_model, prompts, settings, shared, runtime, seed, run_log, checkpoints):
+    from gemma_alignment.schemas import TrainingState
+    from gemma_alignment.training.checkpoints import Keeper
+
+    first = 0
+    if (found := checkpoints.begin()) is not None:
+        first = found.state.iteration + 1
+        run_log.resume(found.position)
+    with Keeper(checkpoints, run_log, shared["checkpoint_every"], shared["checkpoints_kept"]) as keeper:
+        for iteration in range(first, shared["num_iterations"] + 1):
+            metrics = {"reward/score_mean": seed + iteration / 8, "policy/kl_to_reference": 0.5}
+            state = TrainingState(iteration, {}, {})
+            keeper.take(Record(iteration, metrics, {"budget/seconds": 0.001}, ({"response": "é"},), state))
+            if iteration == 1 and os.environ.get("SMALL_FAIL") == f"{method}:{seed}":
+                raise ArithmeticError("the loss is not finite")
+            if iteration == 1 and os.environ.get("SMALL_HANG") == f"{method}:{seed}":
+                time.sleep(60)
     return Weights(seed), *(run_log.rows(kind) for kind in ("history", "timing", "samples"))
 
 

@@ -13,7 +13,12 @@ def _arm(method):
     inputs = ["sft_merged_model", "rm_model_bt", "prompts_train", f"params:{method}", "params:policy_optimization"]
     return Pipeline(
         [
-            node(train, [*inputs, "params:seed", f"{method}.run_log"], outputs, name=f"train_{method}"),
+            node(
+                train,
+                [*inputs, "params:runtime", "params:seed", f"{method}.run_log", f"{method}.checkpoints"],
+                outputs,
+                name=f"train_{method}",
+            ),
             node(nodes.answer, [f"{method}.policy", "prompts_eval"], f"{method}.responses", name=f"ask_{method}"),
         ],
         tags=method,

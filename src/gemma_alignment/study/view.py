@@ -1,0 +1,63 @@
+"""A view of MLflow's table of runs that compares the arms: which rows, which columns, in what order."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from gemma_alignment.hooks.store import anchored
+
+EXPERIMENT = "gemma-alignment"
+DEFAULT = "sqlite:///mlflow.db"
+
+KEY = "arms"
+TAG = f"mlflow.sharedViewState.{KEY}"
+"""Where MLflow's page looks for the view that ``viewStateShareKey`` in an address names."""
+
+COLUMNS = (
+    "metrics.`eval/score_mean`",
+    "metrics.`eval/gold_mean`",
+    "metrics.`eval/kl_to_reference`",
+    "metrics.`eval/perplexity`",
+    "metrics.`eval/response_length`",
+    "metrics.`budget/responses`",
+)
+VIEW = {
+    "searchFilter": "tags.method != 'none'",
+    "orderByKey": "tags.`method`",
+    "orderByAsc": True,
+    "startTime": "ALL",
+    "lifecycleFilter": "Active",
+    "selectedColumns": COLUMNS,
+}
+
+
+def share(client: Any, experiment: str) -> str:
+    """Keep the view with the experiment; what belongs behind the server's address to open it.
+
+    The experiment is made where no run has made it yet.
+    """
+    found = client.get_experiment_by_name(experiment)
+    number = found.experiment_id if found is not None else client.create_experiment(experiment)
+    client.set_experiment_tag(number, TAG, json.dumps(VIEW))
+    return f"/#/experiments/{number}/runs?viewStateShareKey={KEY}"
+
+
+def command(uri: str, port: int) -> list[str]:
+    """What starts MLflow's own server on a store, on this machine alone."""
+    options = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
+    return [sys.executable, "-m", "mlflow", "ui", *options]
+
+
+def show(project: Path, port: int) -> None:
+    """Say where the arms stand side by side, and start the server unless the store is one that runs."""
+    import click
+    from mlflow import MlflowClient
+
+    uri = anchored(os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT, project)
+    where = share(MlflowClient(uri), EXPERIMENT)
+    is_server = uri.startswith(("http://", "https://"))
+    click.echo(f"The arms side by side: {uri.rstrip('/') if is_server else f'http://127.0.0.1:{port}'}{where}")
+    if not is_server:
+        os.execv(sys.executable, command(uri, port))  # noqa: S606 - no shell is wanted

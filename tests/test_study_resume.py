@@ -1,0 +1,159 @@
+"""``kedro study --resume``: what is done stays, what was interrupted goes on, under the same MLflow run."""
+
+import dataclasses
+import io
+import shutil
+
+import pytest
+from rich.console import Console
+
+from gemma_alignment.errors import UserError
+from gemma_alignment.hooks.tracking import PARENT, STUDY
+from gemma_alignment.study.command import planned, start
+from gemma_alignment.study.local import run_study
+from gemma_alignment.study.parent import ParentRun
+from gemma_alignment.study.plan import Plan
+from gemma_alignment.study.project import Opened
+
+pytestmark = pytest.mark.pipeline
+
+
+def plan(**params):
+    return Plan(("ppo", "grpo"), (1,), params, "test")
+
+
+@pytest.fixture
+def half(project, shared_start, monkeypatch):
+    """A study of which the preparation and PPO are done and GRPO failed in iteration 2 of 3."""
+
+    def make():
+        project.run("data_processing", "sft", "reward_model")
+        (first, *_) = project.runs()
+        parent = project.client.create_run(first.info.experiment_id, run_name="study-x", tags={"stage": "study"})
+        project.client.set_terminated(parent.info.run_id, "KILLED")
+        with monkeypatch.context() as patch:
+            patch.setenv(PARENT, parent.info.run_id)
+            patch.setenv(STUDY, "study-x")
+            patch.setenv("SMALL_FAIL", "grpo:1")
+            project.run("ppo", seed=1)
+            with pytest.raises(ArithmeticError):
+                project.run("grpo", seed=1)
+
+    return shared_start(project, "half", make)
+
+
+def left(project, wanted):
+    return [run.command().removeprefix("kedro run ") for run in Opened.open(project.root, wanted).left(wanted)]
+
+
+def resumed(project, wanted):
+    said = io.StringIO()
+    return run_study(project.root, wanted, 1, Console(file=said, width=200), resume=True), said.getvalue()
+
+
+GRPO = "--pipelines=grpo --env=test --params seed=1"
+PPO = "--pipelines=ppo --env=test --params seed=1"
+CLOSING = "--pipelines=evaluation,reporting --env=test"
+
+
+@pytest.mark.cli
+def test_it_finishes_what_is_not_finished_and_nothing_else(half):
+    made = half.record("ppo/seed=1")
+    interrupted = half.record("grpo/seed=1")
+    code, said = half.command("kedro", "study", "--seeds=1", "--env=test", "--resume")
+    assert code == 0, said
+    assert "reused" in said and "study-x finished: 2 processes done, 0 failed" in said
+    assert half.record("ppo/seed=1") == made
+    record = half.record("grpo/seed=1")
+    assert (record.status, record.mlflow_run_id) == ("finished", interrupted.mlflow_run_id)
+    points = half.client.get_metric_history(record.mlflow_run_id, "reward/score_mean")
+    assert [(point.step, point.value) for point in points] == [(i, 1 + i / 8) for i in range(4)]
+    states = half.states()  # which also says that no name is there twice
+    assert {name for name in states if name.startswith("study-")} == {"study-x"}
+    assert set(states.values()) == {"FINISHED"}
+    parents = {run.info.run_name: run.data.tags.get("mlflow.parentRunId") for run in half.runs()}
+    assert parents["evaluation"] == parents["grpo-seed1"] == parents["ppo-seed1"] is not None
+
+    report = half.record("reporting")
+    assert left(half, plan()) == []
+    code, said = resumed(half, plan())
+    assert (code, half.record("reporting")) == (0, report), said
+    assert "0 processes done, 0 failed" in said
+    assert left(half, Plan(("ppo", "grpo"), (1, 2), {}, "test")) == [
+        "--pipelines=ppo --env=test --params seed=2", "--pipelines=grpo --env=test --params seed=2", CLOSING,
+    ]  # fmt: skip
+
+
+def test_files_that_exist_do_not_make_a_run_finished(half):
+    """GRPO gets PPO's whole folder of files, and is interrupted all the same."""
+    output, models = half.data / "07_model_output", half.data / "06_models"
+    shutil.copytree(models / "ppo/seed=1", models / "grpo/seed=1")
+    for name in ("history.jsonl", "timing.jsonl", "samples.jsonl", "responses.jsonl"):
+        shutil.copy(output / "ppo/seed=1" / name, output / "grpo/seed=1" / name)
+    assert left(half, plan()) == [f"{GRPO},resume=true", CLOSING]
+
+
+def test_a_finished_run_that_lacks_an_output_is_not_finished(half):
+    (half.data / "07_model_output/ppo/seed=1/responses.jsonl").unlink()
+    assert left(half, plan()) == [f"{PPO},resume=true", f"{GRPO},resume=true", CLOSING]
+
+
+def test_a_run_without_a_checkpoint_begins(half):
+    shutil.rmtree(half.data / "07_model_output/grpo/seed=1/checkpoints")
+    assert left(half, plan()) == [GRPO, CLOSING]
+
+
+def test_what_was_interrupted_before_the_arms_is_done_again_first(half):
+    folder = half.data / "07_model_output/reward_model"
+    dataclasses.replace(half.record("reward_model"), status="killed").write(folder)
+    assert left(half, plan()) == [
+        "--pipelines=reward_model --env=test", PPO + ",resume=true", GRPO + ",resume=true", CLOSING,
+    ]  # fmt: skip
+
+
+def test_a_report_from_before_an_arm_ended_is_made_again(half):
+    half.run("grpo", seed=1, resume=True)
+    half.run("evaluation", "reporting")
+    assert left(half, plan()) == []
+    late = dataclasses.replace(half.record("grpo/seed=1"), ended="9999-12-31T00:00:00+00:00")
+    late.write(half.data / "07_model_output/grpo/seed=1")
+    assert left(half, plan()) == [CLOSING]
+
+
+def test_a_study_that_the_store_has_lost_is_a_new_one(half):
+    (lost,) = [run.info.run_id for run in half.runs() if run.info.run_name == "study-x"]
+    records = Opened.open(half.root, plan()).records(plan().arms)
+    experiment = half.runs()[0].info.experiment_id
+    assert ParentRun(half.root, experiment, "study-y", {}, records).run_id == lost
+    half.client.delete_run(lost)
+    found = ParentRun(half.root, experiment, "study-y", {}, records)
+    assert (found.name, found.run_id == lost) == ("study-y", False)
+
+
+@pytest.mark.cli
+def test_a_dry_run_shows_what_is_left(half):
+    words = ("kedro", "study", "--seeds=1", "--env=test", "--resume", "--dry-run")
+    code, output = half.command(*words)
+    assert code == 0
+    assert [line.partition("kedro run ")[2] for line in output.splitlines()] == [f"{GRPO},resume=true", CLOSING]
+    code, output = half.command(*words, "--params=ppo.clip_epsilon=3")
+    assert (code, "ppo.clip_epsilon: 0.2 → 3" in output) == (1, True), output
+
+
+def test_to_go_on_and_to_begin_anew_exclude_each_other(half):
+    asked = planned(half.root, "test", {"overwrite": True}, "ppo,grpo", "1", quick=False)
+    with pytest.raises(UserError, match="--resume goes on with what is there and overwrite=true begins anew"):
+        start(asked, 1, resume=True)
+
+
+@pytest.mark.parametrize("key", ["grpo.group_size", "ppo.clip_epsilon"])
+def test_another_configuration_is_refused_with_the_difference_and_nothing_runs(half, key):
+    before = len(half.runs())
+    with pytest.raises(UserError, match=rf"{key}: .* → 3"):
+        resumed(half, plan(**{key: 3}))
+    assert len(half.runs()) == before
+
+
+def test_without_resume_a_checkpoint_is_not_lost(half):
+    with pytest.raises(UserError, match=r"grpo/seed=1 holds an interrupted run .*\n.*\n.*\(kedro study: --resume\)"):
+        run_study(half.root, plan(), 1, Console(file=io.StringIO()))
