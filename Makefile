@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_NUM_THREADS := 1
 export PYTHONWARNINGS ?= ignore
 
-.PHONY: install study test lint ui viz clean-study
+.PHONY: install study test lint mutate ui viz
 
 .venv/.base: pyproject.toml requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -18,6 +18,10 @@ export PYTHONWARNINGS ?= ignore
 
 .venv/.test: .venv/.base
 	$(BIN)/python -m pip install -q -c requirements.lock -e ".[test]"
+	touch $@
+
+.venv/.mutate: .venv/.test
+	$(BIN)/python -m pip install -q -c requirements.lock -e ".[test,mutate]"
 	touch $@
 
 .venv/.viz: .venv/.base
@@ -37,9 +41,12 @@ lint: .venv/.test  ## style, types, and who may import whom
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-ui: .venv/.base  ## MLflow on the study's store
-	@echo "Open http://127.0.0.1:5000/#/experiments and filter:  tags.method != 'none'   (columns: method, seed, eval/score_mean, eval/gold_mean)"
-	$(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --host 127.0.0.1 --port 5000
+mutate: .venv/.mutate  ## mutation tests of the formulas; ARGS="gemma_alignment.objectives*" for a part
+	$(BIN)/mutmut run --max-children $(or $(WORKERS),1) $(ARGS)
+	@$(BIN)/mutmut results
+
+ui: .venv/.base  ## MLflow on the study's store, and the address that compares the arms
+	$(BIN)/kedro study ui
 
 viz: .venv/.viz  ## Kedro-Viz of every pipeline
 	$(BIN)/kedro viz run --host 127.0.0.1
