@@ -10,7 +10,7 @@ from gemma_alignment.training.methods import METHODS
 from gemma_alignment.training.policy_optimization import optimize
 
 ROOT = Path(__file__).parents[1]
-AREAS = "reward|policy|value|rollout|eval|budget|memory|pretraining|sft|reward_model|evaluation"
+AREAS = "data|reward|policy|value|rollout|eval|budget|memory|pretraining|sft|reward_model|evaluation"
 KEY = re.compile(rf"({AREAS})/[a-z_0-9]+")
 DOCUMENTED = re.findall(rf"^\| `((?:{AREAS})/[a-z_0-9]+)` \|", (ROOT / "docs/metrics.md").read_text("utf-8"), re.M)
 

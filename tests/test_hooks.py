@@ -49,6 +49,7 @@ def test_a_session_of_all_stages_keeps_each_one_in_a_child_run(project):
     assert "sft.learning_rate" not in runs["data_processing"].data.params
     assert "grpo.group_size" not in runs["ppo-seed42"].data.params
     assert set(runs["sft"].data.metrics) == {"sft/loss", "sft/merge_max_logit_diff"}
+    assert set(runs["data_processing"].data.metrics) == {"data/rows_kept"}
     assert "reward/score_mean" not in session.data.metrics
     for name in stages:
         assert project.record(name.replace("-seed", "/seed=")).mlflow_run_id == runs[name].info.run_id

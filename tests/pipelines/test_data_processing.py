@@ -115,8 +115,12 @@ def test_lengths_are_limited_and_nothing_is_cut(tmp_path) -> None:
     )
     made = nodes.train_tokenizer(kept, {"vocabulary_size": 420}, {"base_model": "pretrain"}, {"source": "jsonl"}, 42)
     made.save_pretrained(str(tmp_path))
-    good, bad = nodes.limit_lengths(kept, rejected, str(tmp_path), {**PREFERENCES, "max_response_tokens": 60})
+    kept[3]["row"]["score_rejected"] = kept[3]["row"]["score_chosen"]
+    good, bad, counts = nodes.limit_lengths(kept, rejected, str(tmp_path), {**PREFERENCES, "max_response_tokens": 60})
     assert len(good) + len(bad) == 40
+    equal = sum(row["score_chosen"] == row["score_rejected"] for row in good)
+    assert counts == {"data/rows_kept": len(good), "data/rows_rejected": len(bad), "data/equal_scores": equal}
+    assert equal >= 1
     assert bad
     assert all("max_response_tokens 60" in item["reason"] for item in bad if item not in rejected)
     originals = [item["row"] for item in kept]

@@ -23,6 +23,8 @@ KEPT = ("report", "comparison")
 """Datasets whose files are kept with the study's run."""
 SUMMARY = "study_metrics"
 """The dataset whose numbers are logged to the study's run."""
+COUNTS = "row_counts"
+"""The dataset whose numbers are logged to the run of the stage that makes it."""
 MLFLOW_STATUS = {"finished": "FINISHED", "partial": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
 
@@ -76,7 +78,10 @@ class Session:
     def saved(self, name: str, data: Any) -> None:
         """Keep with the study's run what sums it up."""
         if name == SUMMARY:
-            self.tracking.log_metrics(data)
+            self.tracking.log_metrics(data, self.tracking.summary_run)
+        elif name == COUNTS:
+            maker = next(work for work in self.works.values() if name in work.full.all_outputs())
+            self.tracking.log_metrics(data, maker.run_id)
         elif name in KEPT and (path := path_of(self.catalog.get(name))) is not None:
             self.tracking.log_artifact(path)
 

@@ -141,11 +141,11 @@ class Tracking:
         if self.is_on and path.is_file():
             self.client.log_artifact(self.summary_run, str(path))
 
-    def log_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """Keep single numbers with the study's run; None is skipped."""
+    def log_metrics(self, metrics: Mapping[str, Any], run_id: str | None) -> None:
+        """Keep single numbers with a run; None is skipped."""
         for key, value in metrics.items():
             if self.is_on and value is not None:
-                self.client.log_metric(self.summary_run, key, float(value))
+                self.client.log_metric(run_id, key, float(value))
 
     def _run_of(self, work: Work, parent: str | None) -> str:
         """The run of a stage: that of the attempt which it goes on with, where the store has it, else a new one."""

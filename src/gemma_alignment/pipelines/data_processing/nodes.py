@@ -1,8 +1,10 @@
 """Nodes from a source of preference rows to data and base model of every later stage."""
 
 import hashlib
+import logging
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +18,8 @@ from gemma_alignment.parameters.data import (
     WorldParameters,
 )
 from gemma_alignment.pipelines.data_processing.rows import check_rows
+
+logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 Rows = Sequence[Mapping[str, Any]]
@@ -83,8 +87,10 @@ def _hub_tokenizer(modeling: dict[str, Any]) -> Any:
 
 def limit_lengths(
     kept: list[Row], rejected: list[Row], tokenizer: str, preferences: dict[str, Any]
-) -> tuple[list[Row], list[Row]]:
+) -> tuple[list[Row], list[Row], dict[str, int]]:
     """Leave out rows with an over-long prompt or answer; nothing is ever cut.
+
+    Returns: rows kept, rows rejected, and the counts of both and of rows kept with equal scores.
 
     Raises:
         UserError: when fewer than ``preferences.min_rows`` rows remain.
@@ -109,19 +115,24 @@ def limit_lengths(
     bad.sort(key=lambda item: item["line"])
     if len(good) < settings.min_rows:
         raise UserError(_too_few(good, bad, settings.min_rows))
-    return good, bad
+    equal = sum(row["score_chosen"] == row["score_rejected"] for row in good)
+    logger.info(
+        "%s", "\n".join([f"{len(good)} rows kept ({equal} with equal scores), {len(bad)} rejected", *_reasons(bad)])
+    )
+    return good, bad, {"data/rows_kept": len(good), "data/rows_rejected": len(bad), "data/equal_scores": equal}
+
+
+def _reasons(bad: list[Row]) -> list[str]:
+    """How many rows were rejected for which reason, the commonest first."""
+    counts = Counter(re.sub(r"[0-9]+(\.[0-9]+)?", "N", item["reason"]) for item in bad)
+    return [f"  {count:6d}  {kind}" for kind, count in counts.most_common()]
 
 
 def _too_few(good: list[Row], bad: list[Row], least: int) -> str:
-    counts: dict[str, int] = {}
-    for item in bad:
-        kind = re.sub(r"[0-9]+(\.[0-9]+)?", "N", item["reason"])
-        counts[kind] = counts.get(kind, 0) + 1
-    lines = [f"  {count:6d}  {kind}" for kind, count in sorted(counts.items(), key=lambda kv: -kv[1])]
     return "\n".join(
         [
             f"Only {len(good)} preference rows are usable, but preferences.min_rows is {least}.",
-            f"{len(bad)} rows were rejected:", *lines,
+            f"{len(bad)} rows were rejected:", *_reasons(bad),
             "Mend the source, raise preferences.max_prompt_tokens or max_response_tokens, or lower min_rows.",
         ]
     )  # fmt: skip

@@ -36,7 +36,7 @@ def create_pipeline() -> Pipeline:
             ),
             node(
                 limit_lengths, ["valid_rows", "invalid_rows", "tokenizer", "params:preferences"],
-                ["preferences", "rejected_rows"], name="limit_lengths",
+                ["preferences", "rejected_rows", "row_counts"], name="limit_lengths",
             ),
             node(
                 split_preferences, ["preferences", "params:preferences", "params:prepare_seed"],

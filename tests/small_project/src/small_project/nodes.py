@@ -34,7 +34,7 @@ def make_base(preferences, prepare_seed):
 
 
 def split(rows):
-    return rows[1:], rows[:1], rows[1:], rows[:1]
+    return rows[1:], rows[:1], rows[1:], rows[:1], {"data/rows_kept": len(rows)}
 
 
 def make_records(prompts):

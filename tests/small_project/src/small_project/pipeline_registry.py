@@ -53,7 +53,7 @@ def register_pipelines():
             node(
                 nodes.split,
                 "rows",
-                ["preferences_train", "preferences_eval", "prompts_train", "prompts_eval"],
+                ["preferences_train", "preferences_eval", "prompts_train", "prompts_eval", "row_counts"],
                 name="split",
             ),
             node(nodes.make_records, "prompts_train", "genrm_train", name="records"),
