@@ -5,6 +5,7 @@ from kedro.pipeline import Pipeline
 from gemma_alignment.pipelines.data_processing import pipeline as data_processing
 from gemma_alignment.pipelines.dr_grpo import pipeline as dr_grpo
 from gemma_alignment.pipelines.evaluation import pipeline as evaluation
+from gemma_alignment.pipelines.export import pipeline as export
 from gemma_alignment.pipelines.grpo import pipeline as grpo
 from gemma_alignment.pipelines.ppo import pipeline as ppo
 from gemma_alignment.pipelines.reporting import pipeline as reporting
@@ -26,6 +27,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "dr_grpo": dr_grpo.create_pipeline(),
         "evaluation": evaluation.create_pipeline(),
         "reporting": reporting.create_pipeline(),
+        "export": export.create_pipeline(),
     }
     # evaluation and reporting read folders; here they must wait for what the same run writes into them
     answers = ["sft.responses", *(f"{method}.responses" for method in COMPARED)]

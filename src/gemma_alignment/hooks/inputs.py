@@ -81,7 +81,10 @@ def _makes(pipeline: Pipeline, name: str, catalog: Any) -> bool:
     outputs, view = pipeline.all_outputs(), catalog.get(name)
     if getattr(view, "_filename_suffix", None) == RECORD:
         return False  # every stage leaves one: whatever makes the other inputs makes this too
-    return name in outputs or any(_is_part(catalog.get(made), view) for made in outputs)
+    if name in outputs or any(_is_part(catalog.get(made), view) for made in outputs):
+        return True
+    path = path_of(view)  # the export reads under names of its own what an arm of the chosen method makes
+    return path is not None and any(path_of(catalog.get(made)) == path for made in outputs)
 
 
 def _place(name: str, catalog: Any) -> str:

@@ -73,7 +73,7 @@ class Tracking:
         It is born with its tags and its parent, so no signal comes between. A stage that resumes goes on
         with its own.
         """
-        if self._config is None:
+        if self._config is None or not self._works:  # without a stage there is nothing to track
             return
         run, works = self._config.tracking.run, list(self._works.values())
         if len(works) == 1 or self._borrowed:

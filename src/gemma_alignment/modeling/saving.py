@@ -16,11 +16,14 @@ class SavedModel:
 
     model: Any
     tokenizer: Any
+    card: str | None = None
 
     def save_pretrained(self, directory: str) -> None:
-        """Write safetensors, configuration, tokenizer and chat template."""
+        """Write safetensors, configuration, tokenizer and chat template, and the card as ``README.md``."""
         self.model.save_pretrained(directory, safe_serialization=True)
         self.tokenizer.save_pretrained(directory)
+        if self.card is not None:
+            Path(directory, "README.md").write_text(self.card, encoding="utf-8")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,9 @@
 import re
 from dataclasses import dataclass
 
+from gemma_alignment.config import nearest
+from gemma_alignment.stages import ARMS
+
 VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
 
 
@@ -18,6 +21,8 @@ class RunParameters:
     """The folder of every dataset."""
     variant: str
     """Name of a deviating configuration, whose arms live in ``{method}@{variant}/``; else empty."""
+    method: str
+    """Whose policy the export pipeline writes; nothing else reads it."""
     overwrite: bool
     """Whether finished outputs of another configuration, and interrupted runs, may be replaced."""
     resume: bool
@@ -29,6 +34,10 @@ class RunParameters:
                 raise ValueError(f"{name} must be from 0 to 4294967295, got {getattr(self, name)}")
         if self.resume and self.overwrite:
             raise ValueError("resume=true goes on with a run and overwrite=true begins anew: give one of them")
+        if self.method not in ARMS:
+            near = nearest(self.method, ARMS)
+            hint = f"did you mean {near}?" if near else f"there are {', '.join(ARMS)}"
+            raise ValueError(f"unknown method {self.method}; {hint}")
         if not self.data_root:
             raise ValueError("data_root must name a folder")
         if self.variant and not VARIANT.fullmatch(self.variant):
