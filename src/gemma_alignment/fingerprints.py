@@ -73,6 +73,8 @@ class Record:
     created: str = field(default_factory=now)
     ended: str | None = None
     error: str | None = None
+    peak_mb: float | None = None
+    """Peak memory of the stage in MiB: allocated on the GPU, on a CPU resident size of the process."""
     commit: str | None = None
     command: str | None = None
     pid: int = field(default_factory=os.getpid)

@@ -51,7 +51,11 @@ def test_files_are_written(finished):
     metrics = json.loads((folder / "study_metrics.json").read_text(encoding="utf-8"))
     assert set(metrics) == {"evaluation/cohens_d", *(f"evaluation/win_rate{e}" for e in ("", "_low", "_high"))}
     assert (folder / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
-    assert sorted(p.name for p in folder.iterdir()) == ["comparison.json", "report.html", "study_metrics.json"]
+    names = ["comparison.json", "figures", "report.html", "study_metrics.json"]
+    assert sorted(p.name for p in folder.iterdir()) == names
+    drawn = {p.name: p.read_text(encoding="utf-8") for p in (folder / "figures").iterdir()}
+    assert {"forest.svg", "wins.svg", "curve-eval-score-mean.svg"} <= set(drawn)
+    assert all("</svg>" in text for text in drawn.values())
 
 
 def test_what_was_written_reads_back(finished):
@@ -72,7 +76,7 @@ def test_every_default_builds():
 def test_the_pipeline_can_wait_for_others():
     waiting = create_pipeline(["ppo.responses"])
     assert "ppo.responses" in waiting.inputs()
-    assert {node.name for node in waiting.nodes} == {"compare", "render_report"}
+    assert {node.name for node in waiting.nodes} == {"compare", "render_report", "draw_figures"}
     assert all("reporting" in node.tags for node in waiting.nodes)
 
 

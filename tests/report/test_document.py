@@ -15,7 +15,7 @@ from fake_study import REPORTING, fake_study
 from gemma_alignment.config import build
 from gemma_alignment.parameters.reporting import ReportingParameters
 from gemma_alignment.pipelines.reporting.nodes import render_report
-from gemma_alignment.report import document
+from gemma_alignment.report import page as whole
 from gemma_alignment.report.curves import MOST_POINTS, axes_of, band, curve
 from gemma_alignment.report.html import Html, h
 from gemma_alignment.report.runs import Run, RunKey
@@ -112,7 +112,7 @@ def test_answers_cannot_break_out(page):
 
 
 def test_data_cannot_end_its_script():
-    text = document.json_for_script({"a": "</script><!-- \u2028 & 'x'"})
+    text = whole.json_for_script({"a": "</script><!-- \u2028 & 'x'"})
     assert not set("<>&\u2028") & set(text)
     assert json.loads(text) == {"a": "</script><!-- \u2028 & 'x'"}
 
@@ -136,11 +136,11 @@ def test_every_figure_is_a_valid_plotly_figure(page):
 
 def test_the_bundle_is_of_the_plotly_that_checks_the_figures():
     full = (Path(plotly.__file__).parent / "package_data" / "plotly.min.js").open(encoding="utf-8").read(300)
-    basic = (document.ASSETS / document.PLOTLY).read_text(encoding="utf-8")[:300]
+    basic = (whole.ASSETS / whole.PLOTLY).read_text(encoding="utf-8")[:300]
     version = re.search(r"v(\d+\.\d+\.\d+)", basic).group(1)
     assert f"v{version}" in full
-    assert version in document.PLOTLY
-    assert "MIT" in (document.ASSETS / "plotly-basic.LICENSE.txt").read_text(encoding="utf-8")
+    assert version in whole.PLOTLY
+    assert "MIT" in (whole.ASSETS / "plotly-basic.LICENSE.txt").read_text(encoding="utf-8")
 
 
 def test_x_axes_can_be_switched(page):

@@ -16,6 +16,7 @@ from gemma_alignment.errors import UserError
 from gemma_alignment.fingerprints import Record, Status, differences, digest, digest_of, refuse
 from gemma_alignment.hooks.checks import free_inputs, path_of
 from gemma_alignment.hooks.feasible import check_budget, check_device
+from gemma_alignment.hooks.memory import peak_mb, reset_peak
 from gemma_alignment.stages import CLOSING, STAGES, Stage
 
 logger = logging.getLogger(__name__)
@@ -121,6 +122,7 @@ class Work:
             discard(self._checkpoints)  # before the record: none may stand beside a record that is not its own
         self.record = new
         new.write(self.directory)
+        reset_peak()
 
     def _refuse(self, new: Record) -> None:
         if not self.overwrite and self.stage.name not in CLOSING:
@@ -134,7 +136,7 @@ class Work:
         if status == "finished" and not self._is_whole(catalog):
             status = "partial"
         fingerprints = {**self.record.fingerprints, **self._digests(catalog)}
-        record = dataclasses.replace(self.record, fingerprints=fingerprints)
+        record = dataclasses.replace(self.record, fingerprints=fingerprints, peak_mb=peak_mb())
         self.record = record.end(status, error)
         self.record.write(self.directory)
 

@@ -19,6 +19,7 @@ from gemma_alignment.report.eligibility import equality_checks, exclusions, miss
 from gemma_alignment.report.matched import matched
 from gemma_alignment.report.metrics import COSTS, METRICS
 from gemma_alignment.report.overoptimization import overoptimization
+from gemma_alignment.report.phases import phases
 from gemma_alignment.report.provenance import canonical_fingerprint, configuration
 from gemma_alignment.report.reward_model import reward_model_card
 from gemma_alignment.report.robust import robust_blocks
@@ -81,6 +82,7 @@ def compare_study(study: Study, judge: Mapping[str, Any], versions: Mapping[str,
         "win_rates": rates,
         "holm": holm_table,
         "costs": {name: _cost(name, by_family) for name in COSTS},
+        "phases": phases(study.runs, study.families),
         "baseline": _baseline(study.runs, used),
         "stability": stability_blocks(study.runs, protocol),
         **variant_blocks(study.runs, protocol),

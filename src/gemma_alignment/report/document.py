@@ -1,16 +1,14 @@
 """The report: one HTML file with its figures, styles and scripts inside."""
 
-import json
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any
 
 from gemma_alignment.parameters.reporting import ReportingParameters
 from gemma_alignment.report import (
+    answer_table,
     budget_section,
-    figures,
     judge_section,
-    learning,
+    phases,
     reward_section,
     sections,
     seeds_section,
@@ -19,52 +17,34 @@ from gemma_alignment.report import (
     win_tables,
     wording,
 )
-from gemma_alignment.report.curves import axes_of, compared, others
+from gemma_alignment.report.drawing import Drawn, draw
 from gemma_alignment.report.html import Content, Html, details, h, join
+from gemma_alignment.report.page import page
 from gemma_alignment.report.plotting import Figure
 from gemma_alignment.report.runs import Run, RunKey
-from gemma_alignment.report.variants import described
-
-ASSETS = files("gemma_alignment.report") / "assets"
-PLOTLY = "plotly-basic-4.1.1.min.js"
+from gemma_alignment.report.win_rates import Outcomes
 
 Block = Mapping[str, Any]
 
 
-def render(comparison: Block, runs: Mapping[RunKey, Run], settings: ReportingParameters) -> str:
+def render(
+    comparison: Block, runs: Mapping[RunKey, Run], settings: ReportingParameters, outcomes: Outcomes | None = None
+) -> str:
     """The whole page.
 
     Args:
         comparison: every number.
         runs: histories, timings and answers, for the curves and the table of answers.
         settings: how much is shown.
+        outcomes: the judge's word on each pair of answers, for that table.
     """
-    families = compared(runs, comparison)
-    further = {name: found for name, found in others(runs, families).items() if name not in described(comparison)}
-    axes = axes_of({**families, **further})
-    curves = learning.learning_curves({**families, **further}, axes, on_request=further)
-    more = [
-        figures.frontier(families, "eval/gold_mean" in comparison["metrics"]),
-        figures.length_and_score(families, settings.points_shown),
-    ]
-    first = [figures.forest(comparison), figures.win_bars(comparison)]
-    sweeps = figures.sweeps(comparison)
-    reward = reward_section.figures(comparison["reward_model_card"])
-    drawn = [one for one in (*first, *curves, *more, *sweeps, *reward) if one]
+    drawn = draw(comparison, runs, settings)
     body = [
-        _first_screen(comparison, settings.title, [one for one in first if one]),
-        *_parts(
-            comparison,
-            runs,
-            settings,
-            _curves_part(curves, learning.axis_values(axes)),
-            [f for f in more if f],
-            sweeps,
-            reward,
-        ),
+        _first_screen(comparison, settings.title, drawn.first),
+        *_parts(comparison, runs, settings, drawn, outcomes or {}),
     ]
-    data = {"figures": {one.id: one.spec for one in drawn}, "axes": learning.axis_values(axes)}
-    return _page(settings.title, join(body), data)
+    data = {"figures": {one.id: one.spec for one in drawn.all}, "axes": drawn.axes}
+    return page(settings.title, join(body), data)
 
 
 def _first_screen(comparison: Block, title: str, drawn: Sequence[Figure]) -> Html:
@@ -93,27 +73,25 @@ def _parts(
     comparison: Block,
     runs: Mapping[RunKey, Run],
     settings: ReportingParameters,
-    curves: Content,
-    more: Sequence[Figure],
-    sweeps: Sequence[Figure],
-    reward: Sequence[Figure],
+    drawn: Drawn,
+    outcomes: Outcomes,
 ) -> list[Html]:
     protocol = comparison["protocol"]
     pair = (protocol["method_a"], protocol["method_b"])
     rates = any(comparison["win_rates"].values())
-    answers = sections.answers(runs, pair, settings.answers_shown, settings.answer_characters)
+    answers = answer_table.answers(runs, pair, outcomes, settings.answers_shown, settings.answer_characters)
     found: list[tuple[str, str, Content]] = [
         ("results", "Results", _results(comparison)),
         ("wins", "Win rates", _win_rates(comparison) if rates else None),
-        ("curves", "Learning curves", curves),
-        ("drift", "Score, drift and length", _grid(more)),
+        ("curves", "Learning curves", _curves_part(drawn.curves, drawn.axes)),
+        ("drift", "Score, drift and length", _grid(drawn.drift)),
         ("stability", "Stability", _stability(comparison)),
         ("ablations", "Ablations", _ablations(comparison)),
-        ("sensitivity", "Sensitivity", _sensitivity(comparison, sweeps)),
+        ("sensitivity", "Sensitivity", _sensitivity(comparison, drawn.sweeps)),
         ("budgets", "At equal budgets", budget_section.tables(comparison)),
-        ("cost", "Memory, time and budget", tables.costs(comparison)),
+        ("cost", "Memory, time and budget", _costs(comparison)),
         ("models", "SFT and reward model", sections.shared_models(comparison)),
-        ("reward-model", "The reward model’s card", _with_figures(reward_section.tables(comparison), reward)),
+        ("reward-model", "The reward model’s card", _with_figures(reward_section.tables(comparison), drawn.reward)),
         ("judge", "The judge", judge_section.judge_card(comparison["judge"])),
         ("answers", "Answers side by side", answers),
         ("others", "Other runs", sections.other_runs(comparison)),
@@ -163,6 +141,11 @@ def _curves_part(curves: Sequence[Figure], axes: Block) -> Html | None:
     switch = h("label", "x axis ", h("select", *options, id="axis"), class_="no-print")
     note = "Bold: mean over seeds. Faint: each seed. Shaded: least to largest seed."
     return join([h("p", switch), h("p", note, class_="note"), h("div", *map(_figure, curves), class_="grid")])
+
+
+def _costs(comparison: Block) -> Html | None:
+    shown = [one for one in (phases.table_of(comparison), tables.costs(comparison)) if one]
+    return join(shown) if shown else None
 
 
 def _stability(comparison: Block) -> Html | None:
@@ -222,34 +205,3 @@ def _reproduce(comparison: Block) -> Html:
             details("Software that wrote this report", sections.software(comparison)),
         ]
     )
-
-
-def _page(title: str, body: Html, data: Block) -> str:
-    head = h(
-        "head",
-        h("meta", charset="utf-8"),
-        h("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        h("meta", name="color-scheme", content="light dark"),
-        h("title", title),
-        h("style", Html(_asset("report.css"))),
-    )
-    scripts = [
-        h("noscript", h("p", "The figures need JavaScript; every number is in the tables.", class_="note")),
-        h("script", Html(json_for_script(data)), type="application/json", id="data"),
-        h("script", Html(_asset(PLOTLY))),
-        h("script", Html(_asset("report.js"))),
-    ]
-    page = h("html", head, h("body", h("main", body), *scripts), lang="en")
-    return f"<!doctype html>\n{page}\n"
-
-
-def json_for_script(data: Block) -> str:
-    """JSON that cannot end the script element it stands in, nor break a line of script."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
-
-
-def _asset(name: str) -> str:
-    return (ASSETS / name).read_text(encoding="utf-8")

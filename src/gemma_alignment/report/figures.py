@@ -96,11 +96,12 @@ def win_bars(comparison: Mapping[str, Any]) -> Figure | None:
         "showlegend": False,
         "xaxis": {
             "range": [0, 100],
+            "tickvals": [0, 25, 50, 75, 100],
             "ticksuffix": "%",
             "title": {"text": "share of prompts, all seeds together"},
         },
         "yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False},
-        "margin": {"l": 10, "r": 16, "t": 8, "b": 44},
+        "margin": {"l": 10, "r": 24, "t": 8, "b": 44},
     }
     caption = (
         "Wins (left, colour of the first), ties (pale) and losses (right). Each pair of answers is judged "

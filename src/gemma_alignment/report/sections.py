@@ -14,7 +14,6 @@ from gemma_alignment.report.formatting import (
 )
 from gemma_alignment.report.html import Column, Content, Html, details, h, join, paragraphs, table
 from gemma_alignment.report.metrics import METRICS
-from gemma_alignment.report.runs import SFT, Run, RunKey
 from gemma_alignment.report.variant_tables import left_out
 from gemma_alignment.report.variants import described
 
@@ -51,46 +50,6 @@ def shared_models(comparison: Block) -> Html | None:
 
 def _known(values: Block, key: str) -> str | None:
     return number(values[key]) if key in values else None
-
-
-def answers(runs: Mapping[RunKey, Run], families: Sequence[str], most: int, length: int) -> Html | None:
-    """The first prompts of the file with the answers of the SFT model and of one seed of each method."""
-    seeds = [
-        {k.seed for k, r in runs.items() if k.family == f and k.seed is not None and r.responses} for f in families
-    ]
-    common = sorted(set.intersection(*seeds)) if seeds else []
-    systems = [RunKey(SFT, None)] if runs.get(RunKey(SFT, None), Run(RunKey(SFT, None))).responses else []
-    systems += [RunKey(f, common[0]) for f in families] if common else []
-    if not systems or not most:
-        return None
-    tables = [{str(row["prompt_id"]): row for row in runs[key].responses} for key in systems]
-    prompts = [p for p in tables[0] if all(p in one for one in tables)][:most]
-    columns = [Column("Prompt"), *(Column(name_of(key.family)) for key in systems)]
-    rows = [[cut(str(tables[0][p]["prompt"]), length), *(_answer(one[p], length) for one in tables)] for p in prompts]
-    seed = f", seed {common[0]}" if common else ""
-    search = h("input", type="search", id="search", placeholder="Search in prompts and answers", aria_label="Search")
-    note = h(
-        "p",
-        f"The first {len(prompts)} held-out prompts in file order{seed}; none is picked by hand.",
-        class_="note",
-    )
-    count = h("span", "", id="search-count", class_="note", role="status")
-    return join(
-        [note, h("p", search, " ", count, class_="no-print"), h("div", table(columns, rows), id="answer-table")]
-    )
-
-
-def _answer(row: Block, length: int) -> Html:
-    parts = [f"score {number(row.get('reward_model_score'), 2)}"]
-    if row.get("gold_score") is not None:
-        parts.append(f"true quality {number(row['gold_score'], 1)}")
-    parts.append(f"{row.get('num_tokens')} tokens" + ("" if row.get("ended", True) else ", cut off"))
-    return join([h("span", cut(str(row["response"]), length), class_="answer"), h("small", " · ".join(parts))])
-
-
-def cut(text: str, length: int) -> str:
-    """At most so many characters, with a mark where the rest is missing."""
-    return text if len(text) <= length else f"{text[:length].rstrip()} […]"
 
 
 def other_runs(comparison: Block) -> Html | None:

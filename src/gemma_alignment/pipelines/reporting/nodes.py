@@ -4,10 +4,13 @@ import importlib.metadata
 import logging
 import platform
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gemma_alignment.config import build
 from gemma_alignment.parameters.reporting import ProtocolParameters, ReportingParameters
+
+if TYPE_CHECKING:
+    from gemma_alignment.report.win_rates import Outcomes
 
 logger = logging.getLogger(__name__)
 
@@ -58,16 +61,13 @@ def compare(
     settings = build(ReportingParameters, reporting, "reporting")
     import numpy as np
 
-    from gemma_alignment.judging.pairing import resolve, verdicts_by_pair
     from gemma_alignment.report.comparison import Study, compare_study
     from gemma_alignment.report.conclusions import study_metrics
     from gemma_alignment.report.runs import collect_runs
 
     runs = collect_runs(histories, timings, responses, run_cards)
-    verdicts = verdicts_by_pair(list(judgements))
-    outcomes = {pair: resolve(*both) for pair, both in verdicts.items()}
     generator = np.random.default_rng(settings.bootstrap_seed)
-    study = Study(runs, outcomes, fixed, settings.bootstrap_draws, generator, list(eval_scores))
+    study = Study(runs, _outcomes(judgements), fixed, settings.bootstrap_draws, generator, list(eval_scores))
     comparison = compare_study(study, judge_card, _versions())
     verdict = comparison["verdict"]
     logger.info("%s v %s: %s.", fixed.method_a.upper(), fixed.method_b.upper(), verdict["phrase"])
@@ -80,6 +80,7 @@ def render_report(
     timings: Partitions,
     responses: Partitions,
     reporting: Mapping[str, Any],
+    judgements: Iterable[Mapping[str, Any]] = (),
 ) -> str:
     """The report: one HTML file that needs neither a server nor a network.
 
@@ -89,12 +90,45 @@ def render_report(
         timings: likewise the timing rows.
         responses: likewise the final answers, for the table of answers.
         reporting: section ``reporting``.
+        judgements: one row an order of a comparison, for the verdicts in that table.
     """
     settings = build(ReportingParameters, reporting, "reporting")
     from gemma_alignment.report.document import render
     from gemma_alignment.report.runs import collect_runs
 
-    return render(comparison, collect_runs(histories, timings, responses, {}), settings)
+    runs = collect_runs(histories, timings, responses, {})
+    return render(comparison, runs, settings, _outcomes(judgements))
+
+
+def draw_figures(
+    comparison: Mapping[str, Any],
+    histories: Partitions,
+    timings: Partitions,
+    responses: Partitions,
+    reporting: Mapping[str, Any],
+) -> dict[str, str]:
+    """Every figure of the report as an SVG document, by its name.
+
+    Args:
+        comparison: what ``compare`` made.
+        histories: partition id -> loader of the history rows.
+        timings: likewise the timing rows.
+        responses: likewise the final answers.
+        reporting: section ``reporting``.
+    """
+    settings = build(ReportingParameters, reporting, "reporting")
+    from gemma_alignment.report.drawing import draw
+    from gemma_alignment.report.runs import collect_runs
+    from gemma_alignment.report.static import pictures
+
+    return pictures(draw(comparison, collect_runs(histories, timings, responses, {}), settings).all)
+
+
+def _outcomes(judgements: Iterable[Mapping[str, Any]]) -> "Outcomes":
+    """(system a, system b, prompt) -> what both orders together say of system a."""
+    from gemma_alignment.judging.pairing import resolve, verdicts_by_pair
+
+    return {pair: resolve(*both) for pair, both in verdicts_by_pair(list(judgements)).items()}
 
 
 def _versions() -> dict[str, str]:

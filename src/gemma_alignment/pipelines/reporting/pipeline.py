@@ -1,10 +1,10 @@
-"""Finished runs and judgements -> comparison and report."""
+"""Finished runs and judgements -> comparison, report and its figures as pictures."""
 
 from collections.abc import Sequence
 
 from kedro.pipeline import Node, Pipeline
 
-from gemma_alignment.pipelines.reporting.nodes import compare, render_report
+from gemma_alignment.pipelines.reporting.nodes import compare, draw_figures, render_report
 
 
 def create_pipeline(finished: Sequence[str] = ()) -> Pipeline:
@@ -34,9 +34,15 @@ def create_pipeline(finished: Sequence[str] = ()) -> Pipeline:
         ),
         Node(
             render_report,
-            inputs=["comparison", "histories", "timings", "responses", "params:reporting"],
+            inputs=["comparison", "histories", "timings", "responses", "params:reporting", "judgements"],
             outputs="report",
             name="render_report",
+        ),
+        Node(
+            draw_figures,
+            inputs=["comparison", "histories", "timings", "responses", "params:reporting"],
+            outputs="report_figures",
+            name="draw_figures",
         ),
     ]
     return Pipeline(nodes, tags="reporting")

@@ -55,16 +55,38 @@
   });
   addEventListener("afterprint", redraw);
 
-  const search = document.getElementById("search");
-  if (search) {
-    const rows = [...document.querySelectorAll("#answer-table tbody tr")];
-    const texts = rows.map((row) => row.textContent.toLowerCase());
+  const table = document.querySelector("#answer-table table");
+  if (table) {
+    const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells], rows = [...body.rows];
+    const texts = new Map(rows.map((row) => [row, row.textContent.toLowerCase()]));
+    const search = document.getElementById("search"), verdict = document.getElementById("verdict");
     const count = document.getElementById("search-count");
-    search.addEventListener("input", () => {
-      const wanted = search.value.toLowerCase();
+
+    function show() {
+      const wanted = search.value.toLowerCase(), word = verdict ? verdict.value : "";
       let found = 0;
-      rows.forEach((row, i) => { row.hidden = !texts[i].includes(wanted); found += !row.hidden; });
-      count.textContent = wanted ? `${found} of ${rows.length}` : "";
-    });
+      for (const row of rows) {
+        row.hidden = !texts.get(row).includes(wanted) || (word !== "" && row.dataset.verdict !== word);
+        found += !row.hidden;
+      }
+      count.textContent = wanted || word ? `${found} of ${rows.length}` : "";
+    }
+
+    // Scores the highest first, prompts and verdicts in their order; a second click turns it around.
+    function sort(column) {
+      const before = heads[column].ariaSort;
+      const scores = column > 0 && column < heads.length - (verdict ? 1 : 0);
+      const up = before === "none" ? !scores : before === "descending";
+      for (const head of heads) head.ariaSort = "none";
+      heads[column].ariaSort = up ? "ascending" : "descending";
+      const value = (row) => Number(row.dataset.sort.split(" ")[column].replace("inf", "Infinity"));
+      const place = (row) => Number(row.dataset.sort.split(" ")[0]);
+      rows.sort((a, b) => (up ? 1 : -1) * (value(a) - value(b)) || place(a) - place(b));
+      body.append(...rows);
+    }
+
+    search.addEventListener("input", show);
+    if (verdict) verdict.addEventListener("change", show);
+    heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => sort(column)));
   }
 })();
