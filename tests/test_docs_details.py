@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,20 +13,25 @@ ROWS = [
     for line in (ROOT / "docs" / "implementation_details.md").read_text(encoding="utf-8").splitlines()
     if re.match(r"\| *\d+ *\|", line)
 ]
-REFERENCE = re.compile(r"`([\w/]+\.py)::([\w.]+)`")
+CODE = re.compile(r"`(src/[\w/]+\.py)::([\w.]+)`: `([^`]+)`")
+TEST = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
 
 
-def _names(path: Path) -> set[str]:
-    """Everything that a module defines: functions, classes, their methods, and assigned names."""
-    found = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+@cache
+def _sources(path: Path) -> dict[str, str]:
+    """Everything that a module defines, with its source: functions, classes, their methods, and assigned names."""
+    text = path.read_text(encoding="utf-8")
+    found: dict[str, str] = {}
+    for node in ast.parse(text).body:
+        source = ast.get_source_segment(text, node) or ""
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            found.add(node.name)
-            if isinstance(node, ast.ClassDef):
-                found |= {f"{node.name}.{part.name}" for part in node.body if isinstance(part, ast.FunctionDef)}
+            found[node.name] = source
+            parts = node.body if isinstance(node, ast.ClassDef) else []
+            methods = [part for part in parts if isinstance(part, ast.FunctionDef)]
+            found |= {f"{node.name}.{one.name}": ast.get_source_segment(text, one) or "" for one in methods}
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            found |= {target.id for target in targets if isinstance(target, ast.Name)}
+            found |= {target.id: source for target in targets if isinstance(target, ast.Name)}
     return found
 
 
@@ -40,19 +46,19 @@ def test_what_a_detail_names_exists(row):
     number, rule, source, code, tests = row
     assert rule.endswith("."), number
     assert source, number
-    for cell, folder in ((code, "src/"), (tests, "tests/")):
-        references = REFERENCE.findall(cell)
-        assert references, f"detail {number} names nothing in {folder}"
-        assert len(references) == cell.count("`") // 2, f"detail {number}: {cell} is not `path::name`"
-        for path, name in references:
-            assert path.startswith(folder), f"detail {number}: {path}"
-            assert (ROOT / path).is_file(), f"detail {number}: there is no {path}"
-            assert name in _names(ROOT / path), f"detail {number}: {path} has no {name}"
-            assert folder == "src/" or name.startswith("test_"), f"detail {number}: {name} is no test"
+    lines, pins = CODE.findall(code), TEST.findall(tests)
+    assert lines and pins, f"detail {number} names no code or no test"
+    assert 4 * len(lines) == code.count("`"), f"detail {number}: {code} is not `path::name`: `line`"
+    assert 2 * len(pins) == tests.count("`"), f"detail {number}: {tests} is not `path::name`"
+    for path, name in [*(one[:2] for one in lines), *pins]:
+        assert (ROOT / path).is_file(), f"detail {number}: there is no {path}"
+        assert name in _sources(ROOT / path), f"detail {number}: {path} has no {name}"
+    for path, name, line in lines:
+        assert line in _sources(ROOT / path)[name], f"detail {number}: {name} has no line `{line}`"
 
 
 def test_every_objective_has_a_detail():
-    named = {reference for row in ROWS for reference in REFERENCE.findall(row[3])}
+    named = {reference[:2] for row in ROWS for reference in CODE.findall(row[3])}
     for path in sorted((ROOT / "src/gemma_alignment/objectives").glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
@@ -60,7 +66,16 @@ def test_every_objective_has_a_detail():
 
 
 def test_a_name_that_does_not_exist_is_caught():
-    with pytest.raises(AssertionError, match="has no whitewash"):
-        test_what_a_detail_names_exists(
-            ["0", "A rule.", "a source", "`src/gemma_alignment/objectives/masking.py::whitewash`", "`tests/x.py::y`"]
-        )
+    good = ["0", "A rule.", "a source", "`src/gemma_alignment/objectives/kl.py::k3`: `torch.expm1(-x) + x`",
+            "`tests/objectives/test_kl.py::test_nothing_is_clamped`"]  # fmt: skip
+    test_what_a_detail_names_exists(good)
+    for place, wrong, message in [
+        (3, good[3].replace("::k3", "::k4"), "has no k4"),
+        (3, good[3].replace("expm1", "exp"), "k3 has no line"),
+        (3, good[3].replace("kl.py", "lk.py"), "there is no src"),
+        (3, good[3].split(":")[0], "names no code"),
+        (4, good[4].replace("nothing", "everything"), "has no test_everything_is_clamped"),
+        (1, "No full stop", "0"),
+    ]:
+        with pytest.raises(AssertionError, match=message):
+            test_what_a_detail_names_exists([*good[:place], wrong, *good[place + 1 :]])

@@ -69,6 +69,13 @@ def test_gae_at_lambda_0_is_the_one_step_error(gae=gae):
     assert torch.allclose(advantages, (rewards + 0.9 * following - values) * mask, atol=1e-12)
 
 
+def test_gae_of_responses_of_one_token_is_the_reward_minus_the_value(gae=gae):
+    rewards, values = torch.tensor([[2.0], [-1.0]]), torch.tensor([[0.5], [0.25]])
+    advantages, returns = gae(rewards, values, torch.ones(2, 1, dtype=torch.bool), 0.9, 0.95)
+    assert advantages.tolist() == [[1.5], [-1.25]]
+    assert torch.equal(returns, rewards)
+
+
 def test_a_perfect_critic_leaves_nothing(gae=gae):
     """V_t = Σ of the rewards to come, γ = 1: every error and every advantage is 0, whatever λ is."""
     rewards, _, mask = _random()

@@ -82,6 +82,8 @@ def test_last_position_by_hand():
     assert last_position(mask).tolist() == [1, 2, 0]
     with pytest.raises(ValueError, match=r"rows \[1\] have no response token"):
         last_position(torch.tensor([[True, False], [False, False]]))
+    with pytest.raises(ValueError, match=r"rows \[0, 1, 2\] have no response token: even an empty answer has its"):
+        last_position(torch.zeros(5, 2, dtype=torch.bool))
 
 
 def _unmasked_mean(x, mask, dim=None):

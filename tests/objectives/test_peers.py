@@ -6,16 +6,27 @@ says how. Recorded from
 * torchtune 0.6.1: ``torchtune/rlhf/rewards.py``, ``torchtune/rlhf/loss/ppo.py``;
 * trl 0.19.1 (the last line with PPO): ``trl/trainer/ppo_trainer.py`` lines 509-535,
   ``trl/trainer/rloo_trainer.py`` lines 434-437, ``trl/core.py``;
-* trl 1.16.0: ``trl/trainer/grpo_trainer.py`` lines 2764-2787 and 3095-3172, ``trl/trainer/utils.py``.
+* trl 1.16.0: ``trl/trainer/grpo_trainer.py`` lines 2764-2787 and 3095-3172, ``trl/trainer/utils.py``,
+  ``trl/trainer/reward_trainer.py`` lines 788-792;
+* verl 0.9.1: ``verl/trainer/ppo/core_algos.py`` lines 216-264 (GAE), 268-332 (GRPO), 588-637 (RLOO), 1140-1207
+  (aggregation), 1286-1377 (policy loss), 2125-2185 (value loss), 2216-2250 (KL).
+
+Every function was taken out of its wheel and run on these inputs again on 2026-11-26 (torch 2.13): the numbers
+are those below, the two that stand for torchtune's and trl's whitening to 2e-8.
 """
 
 import pytest
 import torch
 
 from gemma_alignment.objectives.advantages import gae, group_centered, group_zscore, leave_one_out
-from gemma_alignment.objectives.kl import k3
+from gemma_alignment.objectives.kl import k1, k2, k3
 from gemma_alignment.objectives.logprobs import entropy, token_logprobs
-from gemma_alignment.objectives.losses import clipped_surrogate, clipped_value_error, probability_ratio
+from gemma_alignment.objectives.losses import (
+    bradley_terry,
+    clipped_surrogate,
+    clipped_value_error,
+    probability_ratio,
+)
 from gemma_alignment.objectives.masking import masked_mean, whiten
 from gemma_alignment.objectives.reductions import constant_length, sequence_mean, token_mean
 from gemma_alignment.objectives.rewards import token_rewards
@@ -160,3 +171,114 @@ def test_logprobs_and_entropy():
     found = token_logprobs(logits, torch.tensor([[1, 0]]), 0.7)
     assert _near(found, [[-0.30525442227415445, -4.302632652123208]])
     assert _near(entropy(logits, 0.7), [[0.7428151258457545, 0.09344884278370506]])
+
+
+def test_bradley_terry():
+    """trl's ``RewardTrainer``, without and with the column ``margin``; it takes the mean over pairs."""
+    chosen, rejected, margin = torch.tensor([[1.3, -0.2, 0.4], [-0.5, 0.9, 0.4], [0.25, 0.0, 1.0]], dtype=torch.float64)
+    assert bradley_terry(chosen, rejected).mean().item() == pytest.approx(0.7444867024379302, abs=EXACT)
+    assert bradley_terry(chosen, rejected, margin).mean().item() == pytest.approx(0.9643578236391169, abs=EXACT)
+
+
+def test_verl_gae_whitened():
+    """verl carries value and advantage over what is masked: at the end of a response that is a value of 0."""
+    rewards = token_rewards(SCORES, OLD, REF, MASK, 0.1)
+    advantages, returns = gae(rewards, OLD_VALUES, MASK, 0.9, 0.8)
+    theirs = [
+        [-0.015140942419996445, 0.8441890539570607, 0.23529776582450812, 0.991753351853364],
+        [-0.27492154440023375, -1.7811776819767537, 0.0, 0.0],
+    ]
+    assert _near(whiten(advantages, MASK) * (5 / 6) ** 0.5, theirs), "by the unbiased variance"
+    assert _near(returns, [[0.5422112, 0.81696, 0.968, 1.25], [-0.392, -0.75, 0.0, 0.0]])
+
+
+def test_verl_group_credit():
+    """The same as trl's with its ``epsilon`` at 1e-4."""
+    centred = [-0.1333333333333333, 1.1666666666666667, -1.0333333333333332, -0.1, -0.9, 1.0]
+    scaled = [
+        *(-0.12053885673855237, 1.0547149964623337, -0.934176139723781),
+        *(-0.10481749581304341, -0.9433574623173909, 1.0481749581304343),
+    ]
+    assert _near(group_centered(GROUPED, 3), centred)
+    assert _near(group_zscore(GROUPED, 3), scaled)
+    assert _near(leave_one_out(GROUPED, 3), [-0.2, 1.75, -1.55, -0.15, -1.35, 1.5])
+
+
+def test_verl_takes_the_raw_score_of_a_group_of_one():
+    """Wrong there: mean 0 and sd 1 are put in, so a score of .7 becomes an advantage of .7, without a baseline."""
+    theirs = 0.6999993205076975
+    assert theirs == pytest.approx(0.7 / (1 + 1e-6), abs=1e-6)
+    with pytest.raises(ValueError, match="group_size is 1"):
+        group_centered(torch.tensor([0.7], dtype=torch.float64), 1)
+
+
+@pytest.mark.parametrize(
+    ("reduce", "divisor", "loss", "gradient"),
+    [
+        (
+            token_mean, 6, -0.22609895473150812,
+            [-0.136455125512997, 0.13739343922501068, -0.30161247267865315, 0.0, 0.0, 0.04524187090179797],
+        ),
+        (
+            sequence_mean, 2, -0.2636428117428326,
+            [-0.10234134387889439, 0.10304507916114532, -0.2262093539434665, 0.0, 0.0, 0.06786280601338293],
+        ),
+        (
+            constant_length, 16, -0.08478710802431555,
+            [-0.05117067206737387, 0.051522539709379006, -0.11310467725449494, 0.0, 0.0, 0.01696570158817424],
+        ),
+    ],
+    ids=["token-mean", "seq-mean-token-mean", "seq-mean-token-sum-norm"],
+)  # fmt: skip
+def test_verl_policy_loss_and_its_gradient(reduce, divisor, loss, gradient):
+    """``compute_policy_loss_vanilla`` with ε = .2, ε_high = .28 under three aggregations, longest length 8."""
+    new = NEW.clone().requires_grad_()
+    found = reduce(clipped_surrogate(new, OLD, ADVANTAGES, 0.2, 0.28), MASK, divisor)
+    found.backward()
+    assert found.item() == pytest.approx(loss, abs=EXACT)
+    assert _near(new.grad[MASK], gradient)
+
+
+def test_verl_bounds_the_loss_of_a_bad_token_that_became_likely():
+    """Different there, by default: at a ratio of 5 and A = −1 its loss is 3 ("dual clip") and has no gradient."""
+    new = torch.tensor([5.0], dtype=torch.float64).log().requires_grad_()
+    found = clipped_surrogate(new, torch.zeros(1).double(), torch.tensor([-1.0]).double(), 0.2)
+    found.sum().backward()
+    theirs = 3.0
+    assert found.item() == pytest.approx(5.0) != theirs
+    assert new.grad.item() == pytest.approx(5.0), "as in the paper: the policy is pulled back"
+
+
+def test_verl_value_loss_and_its_gradient():
+    """The same value as torchtune's."""
+    values = _matrix([0.7, -0.1, 0.2, 0.4], [-0.5, 0.1, 0.3, 0.3]).requires_grad_()
+    returns = _matrix([0.9, 0.3, -0.4, 1.0], [0.2, -0.6, 0.0, 0.0])
+    found = token_mean(clipped_value_error(values, OLD_VALUES, returns, 0.2), MASK, 6)
+    found.backward()
+    assert found.item() == pytest.approx(0.23249999999999996, abs=EXACT)
+    assert _near(values.grad, [[0.0, -0.06666666666666667, 0.0, 0.0], [-0.11666666666666665, 0.0, 0.0, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("estimator", "theirs"),
+    [
+        (k1, [-0.1, 0.2, -0.6, 0.1, 0.1, -0.6]),
+        (k2, [0.005, 0.02, 0.18, 0.005, 0.005, 0.18]),
+        (
+            k3,
+            [
+                *(0.005170918075647624, 0.018730753077981888, 0.22211880039050902),
+                *(0.004837418035959606, 0.004837418035959606, 0.22211880039050902),
+            ],
+        ),
+    ],
+    ids=["k1", "k2", "k3"],
+)
+def test_verl_kl_estimators(estimator, theirs):
+    assert _near(estimator(NEW, REF)[MASK], theirs)
+
+
+def test_verl_clamps_k3():
+    """Different there: above 10 nats the penalty no longer grows, and has no gradient."""
+    theirs = 10.0
+    assert k3(_matrix([-20.0]), _matrix([0.0])).item() > 1e8 > theirs

@@ -76,6 +76,12 @@ def test_what_a_token_weighs():
     assert weights["constant_length"] == pytest.approx((0.0625, 0.0625, 0.0))
 
 
+def test_a_step_may_count_one():
+    """One response of one token: the divisor is 1, and nothing is refused."""
+    x, mask = torch.tensor([[3.0]]), torch.tensor([[True]])
+    assert [reduce(x, mask, Normalizer(1, 1, 1)).item() for reduce in REDUCTIONS.values()] == [3.0] * 3
+
+
 @pytest.mark.parametrize("name", REDUCTIONS)
 def test_a_step_without_a_token_is_refused(name):
     with pytest.raises(ValueError, match="no real token"):

@@ -51,6 +51,15 @@ def test_padding_changes_no_reward(token_rewards=token_rewards, penalised_scores
     assert torch.allclose(penalised_scores(SCORES, old, ref, mask, 0.1), penalised_scores(SCORES, OLD, REF, MASK, 0.1))
 
 
+def test_scores_and_log_probabilities_may_differ_in_width(token_rewards=token_rewards):
+    """A reward head in fp32 beside log-probabilities in float64, or in bf16: the wider one wins."""
+    expected = token_rewards(SCORES.double(), OLD.double(), REF.double(), MASK, 0.1)
+    assert torch.allclose(token_rewards(SCORES, OLD.double(), REF.double(), MASK, 0.1), expected, atol=1e-7)
+    half = token_rewards(SCORES.bfloat16(), OLD, REF, MASK, 0.1)
+    assert half.dtype == torch.float32
+    assert torch.allclose(half.double(), expected, atol=0.01)
+
+
 def test_integer_scores_are_caught_by_the_shape_checks():
     with pytest.raises(jaxtyping.TypeCheckError):
         token_rewards(torch.tensor([1, 2, 3]), OLD, REF, MASK, 0.1)

@@ -35,12 +35,12 @@ def gae(
 
     Source: Schulman et al. (2016), arXiv:1506.02438, equation 16.
     """
-    rewards = at_least_float32(rewards).masked_fill(~response_mask, 0.0)
+    rewards = at_least_float32(rewards)
     values = at_least_float32(values).masked_fill(~response_mask, 0.0)
     following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
     errors = rewards + gamma * following - values
     advantages = torch.zeros_like(errors)
-    running = torch.zeros_like(errors[:, 0])
+    running = errors.new_zeros(len(errors))
     for t in reversed(range(errors.shape[1])):
         running = (errors[:, t] + gamma * gae_lambda * running).masked_fill(~response_mask[:, t], 0.0)
         advantages[:, t] = running

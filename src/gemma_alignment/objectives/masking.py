@@ -19,8 +19,7 @@ def masked_sum(
         mask: the same shape, True where ``x`` counts.
         dim: the dimensions to sum over; None sums all.
     """
-    kept = at_least_float32(x).masked_fill(~mask, 0.0)
-    return kept.sum() if dim is None else kept.sum(dim)
+    return at_least_float32(x).masked_fill(~mask, 0.0).sum(dim)
 
 
 def masked_mean(
@@ -33,8 +32,7 @@ def masked_mean(
         mask: the same shape, True where ``x`` counts.
         dim: the dimensions to average over; None averages all.
     """
-    count = mask.sum() if dim is None else mask.sum(dim)
-    return masked_sum(x, mask, dim) / count.clamp(min=1)
+    return masked_sum(x, mask, dim) / mask.sum(dim).clamp(min=1)
 
 
 def whiten(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], eps: Number = 1e-8) -> Float[Tensor, "*shape"]:
