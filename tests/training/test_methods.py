@@ -1,7 +1,9 @@
 """What a method refuses, what credit it assigns, and what the arms have in common."""
 
+import inspect
 import itertools
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import tabular
@@ -44,8 +46,20 @@ def test_every_parameters_file_builds_its_method(name):
     method = configured(name)
     assert method.name == name
     assert isinstance(method, MethodSettings)
-    assert method.needs_critic == (name == "ppo")
-    assert method.group_size == (1 if name == "ppo" else 6)
+
+
+def test_the_two_arms_of_the_study_are_what_they_are_called():
+    ppo, grpo = configured("ppo"), configured("grpo")
+    assert (ppo.needs_critic, ppo.group_size, ppo.gae_lambda) == (True, 1, 0.95)
+    assert (grpo.needs_critic, grpo.group_size, grpo.normalize_advantages) == (False, 6, "none")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_one_short_file(name):
+    """About 60 lines, its docstrings included, and everything that it says is in it."""
+    path = Path(inspect.getfile(METHODS[name]))
+    assert path.name == f"{name}.py"
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 65
 
 
 def test_the_arms_share_what_is_not_their_difference():

@@ -11,11 +11,7 @@ from gemma_alignment.objectives.masking import whiten
 from gemma_alignment.objectives.reductions import token_mean
 from gemma_alignment.objectives.rewards import token_rewards
 from gemma_alignment.schemas import Credit, Experience, Minibatch, Normalizer
-from gemma_alignment.training.methods.base import (
-    MethodSettings,
-    Stats,
-    response_scores,
-)
+from gemma_alignment.training.methods.base import MethodSettings, Stats, response_scores
 
 
 @dataclass(frozen=True)
@@ -48,10 +44,8 @@ class PPO(MethodSettings):
         if experience.values is None:
             raise ValueError("PPO assigns credit with a critic's values, and this experience has none")
         mask, scores = experience.response_mask, response_scores(self, experience, kl_coef)
-        rewards = token_rewards(
-            scores, experience.old_logprobs, experience.ref_logprobs, mask,
-            kl_coef if self.kl_placement == "token_reward" else 0.0,
-        )  # fmt: skip
+        coef = kl_coef if self.kl_placement == "token_reward" else 0.0
+        rewards = token_rewards(scores, experience.old_logprobs, experience.ref_logprobs, mask, coef)
         advantages, returns = gae(rewards, experience.values, mask, self.gamma, self.gae_lambda)
         if self.normalize_advantages == "whiten":
             advantages = whiten(advantages, mask)
