@@ -61,6 +61,9 @@ def shared_start(tmp_path_factory):
 class Project:
     """Runs Kedro in a project folder, in this process or in one of its own."""
 
+    registry = "small_project.pipeline_registry"
+    """Where this process takes the pipelines from: those of the small project, or the real ones."""
+
     def __init__(self, root):
         self.root = root
         self.data = root / "data" / "test"
@@ -77,7 +80,7 @@ class Project:
         while mlflow.active_run():
             mlflow.end_run()
         bootstrap_project(self.root)
-        registry.configure("small_project.pipeline_registry")
+        registry.configure(self.registry)
         given = nested({key.replace("__", "."): value for key, value in params.items()})
         with KedroSession.create(self.root, env="test", runtime_params=given, save_on_close=False) as session:
             return session.run(pipeline_names=list(pipelines))

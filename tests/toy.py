@@ -1,13 +1,17 @@
 """A tiny Gemma with random weights, its tokenizer, and a shared base with every role."""
 
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from gemma_alignment.modeling.chat import Chat
+from gemma_alignment.modeling.loading import load_base
 from gemma_alignment.modeling.roles import SharedBase
+from gemma_alignment.modeling.saving import SavedModel
 from gemma_alignment.modeling.tiny import tiny_gemma, train_bpe
 
 SHAPE = SimpleNamespace(hidden_size=32, layers=2, heads=2, intermediate_size=64, max_positions=256)
@@ -21,13 +25,23 @@ def chat() -> Chat:
     return Chat(train_bpe([*PROMPTS, "Here are two fruits: apple and pear."], 420), (1, 107))
 
 
-def shared(roles: tuple[str, ...] = ("policy", "reward", "critic"), seed: int = 0) -> SharedBase:
-    """A shared base whose adapters are fresh."""
-    base = tiny_gemma(SHAPE, len(chat().tokenizer), seed).eval().requires_grad_(False)
-    model = SharedBase(base, LORA, seed)
+def shared(roles: tuple[str, ...] = ("policy", "reward", "critic"), seed: int = 0, base: Any = None) -> SharedBase:
+    """A shared base whose adapters are fresh, in fp32 unless ``base`` is given."""
+    plain = tiny_gemma(SHAPE, len(chat().tokenizer), seed) if base is None else base
+    model = SharedBase(plain.eval().requires_grad_(False), LORA, seed)
     for role in roles:
         model.add(role)
     return model
+
+
+def rounded(kind: str, folder: Path) -> Any:
+    """The same base in bf16, or one wide enough for 4 bits as ``load_base`` makes it, by way of ``folder``."""
+    if kind == "bfloat16":
+        return tiny_gemma(SHAPE, len(chat().tokenizer), 0).bfloat16()
+    pytest.importorskip("bitsandbytes")
+    wide = SimpleNamespace(**{**vars(SHAPE), "hidden_size": 64, "intermediate_size": 128})
+    SavedModel(tiny_gemma(wide, len(chat().tokenizer), 0), chat().tokenizer).save_pretrained(str(folder))
+    return load_base(str(folder), kind, "bfloat16", torch.device("cpu"))
 
 
 def disturb(model: SharedBase, role: str, scale: float = 0.3) -> None:

@@ -142,7 +142,7 @@ class TrainingState:
     tensors: Mapping[str, Mapping[str, Tensor]]
     """``policy`` and ``critic``: what the role trains; ``{role}_optimizer``: its moments and steps."""
     numbers: Mapping[str, Mapping[str, int | float]]
-    """``kl_controller``, ``score_normalizer`` and ``budget``."""
+    """``kl_controller``, ``score_normalizer``, ``old_logprobs`` and ``budget``."""
 
 
 @dataclass(frozen=True)

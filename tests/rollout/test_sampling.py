@@ -79,7 +79,7 @@ def test_an_ending_token_belongs_to_the_mask_and_nothing_after_it() -> None:
             return out
 
     found = sample(
-        Scripted(), [chat().encode_prompt(PROMPTS[0])], 2, max_new_tokens=5, temperature=1.0, stop_ids=(1, 107),
+        Scripted().eval(), [chat().encode_prompt(PROMPTS[0])], 2, max_new_tokens=5, temperature=1.0, stop_ids=(1, 107),
         pad_id=0, generator=torch.Generator().manual_seed(0), batch_size=8,
     )  # fmt: skip
     assert found.sequences.response_tokens.tolist() == [[0, 107], [0, 107]]
@@ -118,6 +118,15 @@ def test_the_sampler_and_a_training_forward_agree_on_every_log_probability(tempe
     assert found.logprobs.shape == found.sequences.response_mask.shape
     torch.testing.assert_close(found.logprobs, expected, atol=1e-5, rtol=0)
     assert (found.logprobs[~found.sequences.response_mask] == 0).all()
+
+
+def test_sampling_in_train_mode_is_refused() -> None:
+    model = shared()
+    with model.decoder() as decoder, pytest.raises(RuntimeError, match="cannot sample in train mode: under gradient"):
+        sample(
+            decoder.train(), [[2, 5]], 2, max_new_tokens=5, temperature=1.0, stop_ids=(1,), pad_id=0,
+            generator=torch.Generator(), batch_size=8,
+        )  # fmt: skip
 
 
 def test_no_prompts_is_an_error() -> None:

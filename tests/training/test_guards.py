@@ -81,15 +81,47 @@ def test_whatever_was_sampled_is_checked_and_named(name: str, bad: float) -> Non
         check_finite(replace(good, **{name: spoilt}), 4)
 
 
-@pytest.mark.parametrize(("exact", "near", "far"), [(True, 9e-5, 1.1e-4), (False, 0.019, 0.021)])
-def test_a_first_ratio_off_1_is_an_error_with_its_likely_causes(exact: bool, near: float, far: float) -> None:
-    logprobs = torch.tensor([[0.0, 0.0], [0.0, -near], [0.0, 9.0]])  # the 9 stands in the padding
-    assert check_first_ratio(logprobs, minibatch(), 1, exact) is None
-    for gap in (far, -far, NAN):
-        logprobs[0, 1] = gap
-        causes = r"^Iteration 1: .*dropout left on, an adapter switched in between, another temperature, or padding"
-        with pytest.raises(UserError, match=causes):
-            check_first_ratio(logprobs, minibatch(), 1, exact)
+CAUSES = (
+    r"^Iteration 1: log-probabilities differ .* by up to {gap} nats a token, the probability ratio by .* from 1 on "
+    r"average\. Likely causes: dropout left on, an adapter switched in between, another temperature, or padding that "
+    r"reaches the attention\.$"
+)
+
+
+@pytest.mark.parametrize(
+    ("exact", "near", "far"),
+    [
+        (True, [9e-6] * 5, [1.1e-5] * 5),
+        (True, [-9e-6] * 5, [-1.1e-5] * 5),
+        (True, [1e-5, -1e-5, 1e-5, -1e-5, 0], [2e-5, -2e-5, 2e-5, -2e-5, 0]),  # the mean ratio is 1 in both
+        (True, [4.9e-5, 0, 0, 0, 0], [1.1e-4, 0, 0, 0, 0]),
+        (False, [0.019] * 5, [0.021] * 5),
+        (False, [0.09, 0, 0, 0, 0], [0.51, 0, 0, 0, 0]),
+        (False, [-0.1, 0, 0, 0, 0], [-0.2, 0.2, -0.2, 0.2, 0]),
+    ],
+)
+def test_a_first_ratio_off_1_is_an_error_with_its_likely_causes(
+    exact: bool, near: list[float], far: list[float]
+) -> None:
+    def logprobs(gaps: list[float]) -> torch.Tensor:
+        return torch.tensor([*gaps, 9.0]).view(3, 2)  # the 9 stands in the padding
+
+    assert check_first_ratio(logprobs(near), minibatch(), 1, exact) is None
+    for gaps in (far, [NAN, 0, 0, 0, 0], [INF, 0, 0, 0, 0]):
+        with pytest.raises(UserError, match=CAUSES.format(gap=".*")):
+            check_first_ratio(logprobs(gaps), minibatch(), 1, exact)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_one_token_that_is_far_off_does_not_vanish_in_the_mean(exact: bool) -> None:
+    zeros = torch.zeros(3, 20_000)
+    real = {"response_mask": zeros == 0, "response_tokens": zeros.long()}
+    many = minibatch(**real, old_logprobs=zeros, ref_logprobs=zeros, advantages=zeros)
+    logprobs = zeros.clone()
+    logprobs[1, 7] = -0.6
+    assert (logprobs.exp() - 1).abs().mean() < 1e-5
+    with pytest.raises(UserError, match=CAUSES.format(gap=r"0\.6")):
+        check_first_ratio(logprobs, many, 1, exact)
 
 
 def gradients(**values: float) -> dict[str, nn.Parameter]:

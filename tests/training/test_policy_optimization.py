@@ -1,12 +1,13 @@
 """The one loop: gradients that do not depend on the split, exact starts, equal runs, refusals."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from toy import PROMPTS, chat, disturb, settings, shared
+from toy import PROMPTS, chat, disturb, rounded, settings, shared
 
 from gemma_alignment.config import build
 from gemma_alignment.errors import UserError
@@ -24,9 +25,11 @@ def method(name: str, **changes: Any) -> Any:
     return build(METHODS[name], {**values, **changes}, name)
 
 
-def run(name: str = "grpo", seed: int = 1, shared_changes: dict[str, Any] | None = None, **changes: Any) -> Run:
-    how = method(name, **({"group_size": 4} if name != "ppo" else {}), **changes)
-    model = shared(("policy", "reward", "critic") if how.needs_critic else ("policy", "reward"))
+def run(
+    name: str = "grpo", seed: int = 1, shared_changes: dict[str, Any] | None = None, base: Any = None, **changes: Any
+) -> Run:  # fmt: skip
+    how = method(name, **({} if METHODS[name].needs_critic else {"group_size": 4}), **changes)
+    model = shared(("policy", "reward", "critic") if how.needs_critic else ("policy", "reward"), base=base)
     disturb(model, "reward")
     values = {
         "num_iterations": 3, "responses_per_iteration": 8, "minibatch_size": 4, "microbatch_size": 4,
@@ -51,6 +54,11 @@ def adapters(model: Any) -> dict[str, torch.Tensor]:
     return {key: value.clone() for key, value in {**model.peft.state_dict(), **heads}.items()}
 
 
+def trained(one: Run) -> tuple[str, ...]:
+    """The roles that learn."""
+    return ("policy", "critic") if one.method.needs_critic else ("policy",)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_starts_at_the_reference_with_ratio_one(name: str) -> None:
     one = run(name, shared_changes={"minibatch_size": 8})
@@ -63,16 +71,24 @@ def test_starts_at_the_reference_with_ratio_one(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["ppo", "grpo"])
-def test_in_half_precision_the_first_ratio_is_1_within_its_tolerance(name: str) -> None:
-    """bf16 decodes and trains with different roundings: the old log-probabilities are taken from the training pass."""
-    one = run(name, shared_changes={"minibatch_size": 8, "num_iterations": 1})
-    for parameter in one.model.model.parameters():
-        parameter.data = parameter.data.bfloat16() if parameter.shape[-1] != 4 else parameter.data
-    one.model.model.bfloat16()
+@pytest.mark.parametrize("kind", ["bfloat16", "nf4"])
+def test_where_numbers_are_rounded_the_loop_starts_exactly_at_the_reference(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    """In bf16 and 4 bits a token's log-probability depends on its micro-batch, so the ratio is 1 within .02 alone."""
+    one = run(name, base=rounded(kind, tmp_path), shared_changes={"minibatch_size": 8, "microbatch_size": 3})
     assert not one.model.is_exact
-    last = list(optimize(one))[-1]
-    assert abs(last.metrics["policy/ratio_mean"] - 1) < 0.02
-    assert abs(last.metrics["policy/approx_kl"]) < 0.02
+    assert {p.dtype for p in one.model.parameters_of("policy")} == {torch.float32}
+    before = adapters(one.model)
+    start, first, *later = list(optimize(one))
+    assert start.metrics["eval/kl_to_reference"] == 0
+    assert first.metrics["policy/kl_to_reference"] == 0
+    for record in (first, *later):
+        assert abs(record.metrics["policy/ratio_mean"] - 1) < 0.02
+        assert abs(record.metrics["policy/approx_kl"]) < 0.02
+    assert later[-1].metrics["policy/kl_to_reference"] != 0
+    moved = {key for key, value in adapters(one.model).items() if not torch.equal(value, before[key])}
+    assert moved == {key for key in before if any(f".{role}." in key for role in trained(one))}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -104,8 +120,7 @@ def test_only_the_trained_adapters_move_and_the_rest_stays_bit_identical(name: s
     before = adapters(one.model)
     list(optimize(one))
     moved = {key for key, value in adapters(one.model).items() if not torch.equal(value, before[key])}
-    roles = ("policy", "critic") if one.method.needs_critic else ("policy",)
-    assert moved == {key for key in before if any(f".{role}." in key for role in roles)}
+    assert moved == {key for key in before if any(f".{role}." in key for role in trained(one))}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -126,6 +141,20 @@ def test_the_same_seed_gives_the_same_run_and_another_a_different_one(name: str)
     first, again, other = ([r.metrics for r in optimize(run(name, seed=s))] for s in (1, 1, 2))
     assert first == again
     assert first != other
+
+
+def test_the_rate_falls_in_a_straight_line_and_adam_has_the_configured_epsilon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[torch.optim.Optimizer] = []
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self, *args: made.append(self))
+    one = run("ppo", shared_changes={"minibatch_size": 8, "critic_learning_rate": 9e-3})
+    rates = []
+    for record in optimize(one):
+        if record.iteration:
+            rates.append([optimizer.param_groups[0]["lr"] for optimizer in made[-2:]])
+    assert rates == [pytest.approx([rate * share for rate in (5e-3, 9e-3)]) for share in (1, 2 / 3, 1 / 3)]
+    assert {optimizer.param_groups[0]["eps"] for optimizer in made} == {1e-5}
 
 
 def test_arms_log_the_same_keys_and_one_that_does_not_apply_is_absent() -> None:
@@ -183,14 +212,3 @@ def test_a_drifted_policy_is_caught_before_the_first_step(monkeypatch: pytest.Mo
     monkeypatch.setattr(policy_optimization, "collect", wrong)
     with pytest.raises(UserError, match="another temperature"):
         list(optimize(run("grpo")))
-
-
-@pytest.mark.learning
-def test_a_larger_kl_coefficient_keeps_the_policy_nearer() -> None:
-    """Direction: the same run under a strong and a weak penalty."""
-    ends = []
-    for coefficient in (0.0, 5.0):
-        one = run("grpo", shared_changes={"num_iterations": 20, "learning_rate": 0.02})
-        one = Run(**{**vars(one), "kl_controller": KLController((coefficient,), 1e9, 8, 0.0, 0.0)})
-        ends.append(list(optimize(one))[-1].metrics["eval/kl_to_reference"])
-    assert ends[1] < ends[0]

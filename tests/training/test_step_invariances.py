@@ -23,7 +23,7 @@ def sampled(name: str) -> tuple[Run, Minibatch]:
     experience = collect(
         one.model, one.chat, one.prompts, 8 // len(one.prompts), settings=one.rollout, scale=one.scale, penalty=1.0,
         normalize=one.score_normalizer.normalize, with_critic=one.method.needs_critic, microbatch_size=8,
-        generator=generator(1, "rollout", 1),
+        generator=generator(1, "rollout", 1), old_logprobs=one.old_logprobs,
     )  # fmt: skip
     credit = one.method.assign_credit(replace(experience, group_size=one.method.group_size), 0.5)
     for role in ("policy", "critic") if one.method.needs_critic else ("policy",):

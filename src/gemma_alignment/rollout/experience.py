@@ -1,6 +1,7 @@
 """Prompts to experience: sample, then score with every role that does not learn. No gradient."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,45 @@ from gemma_alignment.modeling.protocols import Role, Text
 from gemma_alignment.modeling.sequences import Sequences
 from gemma_alignment.rollout.sampling import Rollout, sample
 from gemma_alignment.schemas import Experience, order_by_prompt
+
+_LOG = logging.getLogger(__name__)
+AGREEMENT = 1e-5
+"""Largest gap of a token's log-probability, in nats, at which the sampler's stand for those of a training forward."""
+
+
+class OldLogprobs:
+    """Where ``old_logprobs`` come from: the training forward, or the sampler where the two are the same.
+
+    The first batch of a run is computed both ways. Where they agree the second forward is left out from then
+    on; in bf16 and in 4 bits they never do. The answer is part of a checkpoint: a run that goes on must not
+    ask again.
+    """
+
+    def __init__(self) -> None:
+        self._sampler_agrees: bool | None = None
+
+    def of(self, model: Any, found: Rollout, settings: Any, size: int) -> Tensor:
+        """(B, T) of the sampled tokens under the policy that sampled them, 0 at padding."""
+        if model.is_exact and self._sampler_agrees:
+            return found.logprobs
+        trained = role_logprobs(model, "policy", found.sequences, settings.temperature, size)
+        if model.is_exact and self._sampler_agrees is None:
+            gap = float((trained - found.logprobs).abs().max())
+            self._sampler_agrees = gap <= AGREEMENT
+            if not self._sampler_agrees:
+                _LOG.warning(
+                    "Sampler and training forward differ by up to %.2g nats a token: the policy's second forward "
+                    "is kept in every iteration", gap,
+                )  # fmt: skip
+        return trained
+
+    def state_dict(self) -> dict[str, bool]:
+        """What a checkpoint keeps: nothing before the first batch."""
+        return {} if self._sampler_agrees is None else {"sampler_agrees": self._sampler_agrees}
+
+    def load_state_dict(self, state: Mapping[str, bool]) -> None:
+        """Go on from where ``state_dict`` was taken."""
+        self._sampler_agrees = state.get("sampler_agrees")
 
 
 def rollout(
@@ -80,15 +120,13 @@ def role_logprobs(model: Any, role: Role, batch: Sequences, temperature: float, 
 def collect(
     model: Any, chat: Text, prompts: Sequence[tuple[str, str]], group_size: int, *, settings: Any,
     scale: tuple[float, float], penalty: float, normalize: Callable[[Tensor], Tensor], with_critic: bool,
-    microbatch_size: int, generator: torch.Generator,
+    microbatch_size: int, generator: torch.Generator, old_logprobs: OldLogprobs,
 ) -> Experience:  # fmt: skip
     """One iteration's experience from ``prompts``, pairs of (prompt_id, text)."""
     found = rollout(model, chat, [text for _, text in prompts], group_size, settings, generator)
     batch = found.sequences
     raw = score(model, batch, found.ended, scale, penalty, microbatch_size)
-    old = found.logprobs
-    if not model.is_exact:  # rounding would put the ratio off 1 before the first step
-        old = role_logprobs(model, "policy", batch, settings.temperature, microbatch_size)
+    old = old_logprobs.of(model, found, settings, microbatch_size)
     reference = role_logprobs(model, "reference", batch, settings.temperature, microbatch_size)
     values = None
     if with_critic:

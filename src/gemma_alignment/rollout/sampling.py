@@ -65,9 +65,15 @@ def sample(
 
     Raises:
         ValueError: without prompts.
+        RuntimeError: when the model is in train mode.
     """
     if not prompts:
         raise ValueError("no prompts to sample from")
+    if model.training:
+        raise RuntimeError(
+            "cannot sample in train mode: under gradient checkpointing the cache is dropped, and the decoder goes on "
+            "from one token alone with nothing but a warning. Call eval() first, as SharedBase.decoder does"
+        )
     uniforms = torch.rand((len(prompts) * group_size, max_new_tokens), generator=generator)
     per_batch = max(1, batch_size // group_size)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))

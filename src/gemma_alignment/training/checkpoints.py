@@ -49,6 +49,7 @@ def capture(iteration: int, run: "Run", optimizers: Optimizers, budget: Mapping[
     numbers = {
         "kl_controller": run.kl_controller.state_dict(),
         "score_normalizer": run.score_normalizer.state_dict(),
+        "old_logprobs": run.old_logprobs.state_dict(),
         "budget": {**budget, "flops": run.model.forward_flops()},
     }
     return TrainingState(iteration, tensors, numbers)
@@ -72,6 +73,7 @@ def restore(state: TrainingState, run: "Run", optimizers: Optimizers) -> dict[st
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
     run.kl_controller.load_state_dict(state.numbers["kl_controller"])
     run.score_normalizer.load_state_dict(state.numbers["score_normalizer"])
+    run.old_logprobs.load_state_dict(state.numbers["old_logprobs"])
     budget: dict[str, Any] = dict(state.numbers["budget"])
     run.model.count_from(budget.pop("flops"))
     return budget

@@ -6,7 +6,7 @@ one, critic, (4) move the KL controller and the score normaliser, (5) report.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gemma_alignment.modeling.protocols import Text
 from gemma_alignment.objectives.kl import k1
-from gemma_alignment.rollout.experience import collect
+from gemma_alignment.rollout.experience import OldLogprobs, collect
 from gemma_alignment.schemas import Credit, Experience, Minibatch, Normalizer, TrainingState, UpdateRecord
 from gemma_alignment.training.checkpoints import capture, restore
 from gemma_alignment.training.guards import check_finite, check_first_ratio, check_loss, named
@@ -43,6 +43,7 @@ class Run:
     gold: Gold | None
     peak_memory: Callable[[], float]
     """Peak memory of the process or device, in MB."""
+    old_logprobs: OldLogprobs = field(default_factory=OldLogprobs)
 
 
 @dataclass
@@ -87,7 +88,7 @@ def optimize(run: Run, start: TrainingState | None = None) -> Iterator[UpdateRec
             run.model, run.chat, [run.prompts[i] for i in rows], run.method.group_size, settings=run.rollout,
             scale=run.scale, penalty=settings.missing_eos_penalty, normalize=run.score_normalizer.normalize,
             with_critic=run.method.needs_critic, microbatch_size=settings.microbatch_size,
-            generator=generator(run.seed, "rollout", iteration),
+            generator=generator(run.seed, "rollout", iteration), old_logprobs=run.old_logprobs,
         )  # fmt: skip
         sampled = time.perf_counter() - started
         check_finite(experience, iteration)

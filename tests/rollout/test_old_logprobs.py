@@ -1,0 +1,75 @@
+"""Where the log-probabilities of the policy that sampled come from: the sampler, where it agrees with a forward."""
+
+import dataclasses
+import json
+import logging
+
+import pytest
+import torch
+from toy import PROMPTS, chat, disturb, rounded, settings, shared
+
+from gemma_alignment.modeling.roles import SharedBase
+from gemma_alignment.rollout.experience import AGREEMENT, OldLogprobs, role_logprobs, rollout
+from gemma_alignment.rollout.sampling import Rollout
+
+
+@pytest.fixture(scope="module")
+def sampled() -> tuple[SharedBase, Rollout]:
+    model = shared(("policy",))
+    disturb(model, "policy", 0.1)
+    return model, rollout(model, chat(), PROMPTS, 2, settings(), torch.Generator().manual_seed(3))
+
+
+def moved(found: Rollout, by: float) -> Rollout:
+    logprobs = found.logprobs.clone()
+    logprobs[1, 0] += by
+    return dataclasses.replace(found, logprobs=logprobs)
+
+
+def test_the_first_batch_is_computed_both_ways_and_the_next_ones_are_the_samplers(sampled) -> None:
+    model, found = sampled
+    old, trained = OldLogprobs(), role_logprobs(model, "policy", found.sequences, 1.0, 4)
+    assert torch.equal(old.of(model, found, settings(), 4), trained)
+    assert old.of(model, found, settings(), 4) is found.logprobs
+    assert not torch.equal(trained, found.logprobs), "two ways to compute them, not one"
+
+
+def test_a_sampler_that_disagrees_in_the_first_batch_is_never_used(sampled, caplog) -> None:
+    model, found = sampled
+    old, trained = OldLogprobs(), role_logprobs(model, "policy", found.sequences, 1.0, 4)
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(old.of(model, moved(found, 3 * AGREEMENT), settings(), 4), trained)
+    assert "Sampler and training forward differ by up to 3e-05 nats a token" in caplog.text
+    assert torch.equal(old.of(model, found, settings(), 4), trained)
+    assert old.state_dict() == {"sampler_agrees": False}
+
+
+@pytest.mark.parametrize("gap", [0.0, 3 * AGREEMENT])
+def test_a_run_that_goes_on_does_not_ask_again(sampled, gap: float) -> None:
+    model, found = sampled
+    first, again = OldLogprobs(), OldLogprobs()
+    assert first.state_dict() == {}
+    first.of(model, moved(found, gap), settings(), 4)
+    again.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert (again.of(model, found, settings(), 4) is found.logprobs) == (gap == 0.0)
+    again.load_state_dict({})
+    assert again.state_dict() == {}, "back before the first batch"
+
+
+def test_the_temperature_is_that_of_the_sampler(sampled) -> None:
+    model, _ = sampled
+    how = settings(temperature=0.7)
+    found = rollout(model, chat(), PROMPTS, 2, how, torch.Generator().manual_seed(3))
+    old = OldLogprobs()
+    assert torch.equal(old.of(model, found, how, 4), role_logprobs(model, "policy", found.sequences, 0.7, 4))
+    assert old.state_dict() == {"sampler_agrees": True}
+
+
+def test_in_half_precision_they_come_from_the_training_forward_always(tmp_path) -> None:
+    model = shared(("policy",), base=rounded("bfloat16", tmp_path))
+    found = rollout(model, chat(), PROMPTS, 2, settings(), torch.Generator().manual_seed(3))
+    old = OldLogprobs()
+    for _ in range(2):
+        trained = role_logprobs(model, "policy", found.sequences, 1.0, 4)
+        assert torch.equal(old.of(model, found, settings(), 4), trained)
+    assert old.state_dict() == {}
