@@ -145,8 +145,8 @@ class BatchService(Loopback):
         """(start of "METHOD /path", answer): each is used up once, instead of the true answer."""
         self.after_faults: set[str] = set()
         """Starts whose fault strikes after the work was done: the answer alone is lost."""
-        self.say: Callable[[dict[str, Any]], str | None] = lambda body: verdict("1")
-        """The verdict on a request's body; None leaves the line out."""
+        self.say: Callable[[dict[str, Any]], str | Answer | None] = lambda body: verdict("1")
+        """The verdict on a request's body, or the error that it meets; None: it expires."""
         self.ends: Callable[[dict[str, Any]], str] = lambda batch: "completed"
         self._lock = threading.Lock()
         super().__init__()
@@ -198,6 +198,9 @@ class BatchService(Loopback):
             if text is None:
                 error = {"code": "batch_expired", "message": "too late"}
                 failed.append({"custom_id": line["custom_id"], "response": None, "error": error})
+            elif isinstance(text, Answer):
+                response = {"status_code": text.status, "request_id": "r", "body": text.body}
+                failed.append({"custom_id": line["custom_id"], "response": response, "error": None})
             else:
                 response = {"status_code": 200, "request_id": "r", "body": completion(text).body}
                 done.append({"custom_id": line["custom_id"], "response": response, "error": None})

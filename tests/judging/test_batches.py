@@ -1,6 +1,7 @@
 """Judging in batches over HTTP: joined by id, resumed after any step, billed once."""
 
 import json
+import re
 
 import pytest
 from chat_service import Answer, error, verdict
@@ -86,8 +87,7 @@ def test_requests_are_split_by_size(study, batch_service, monkeypatch):
     assert all(len(content) <= 10_000 for name, content in batch_service.files.items() if name[:5] == "file-")
 
 
-def test_what_expired_is_handed_in_again_and_what_was_finished_is_kept(study, batch_service, tmp_path):
-    batch_service.say = lambda body: longer(body) if '"q3"' in body["messages"][1]["content"] else None
+def test_what_expired_is_handed_in_again_and_what_was_finished_is_kept(study, batch_service, tmp_path, caplog):
     batch_service.ends = lambda batch: "expired" if batch["id"] == "batch-0" else "completed"
 
     def after_the_first(body):
@@ -99,6 +99,54 @@ def test_what_expired_is_handed_in_again_and_what_was_finished_is_kept(study, ba
     sizes = [len(batch_service.files[b["input_file_id"]].split(b"\n")) for b in batch_service.batches.values()]
     assert sizes == [20, 18]
     assert spent(tmp_path) == pytest.approx(20 * HALF_PRICE)
+    assert {line["body"]["seed"] for line in batch_service.asked()} == {42}  # not answered, so asked as before
+    assert "is expired; 18 requests have no reply (batch_expired: 18)" in caplog.text
+
+
+def test_what_the_error_file_calls_refused_is_handed_in_once_and_listed(study, batch_service, caplog):
+    def say(body):
+        if '"q3"' in body["messages"][1]["content"]:
+            return error(400, "content_filter", "flagged")
+        return longer(body) if '"q4"' not in body["messages"][1]["content"] else error(500)
+
+    batch_service.say = say
+    rows = {(row["prompt_id"], row["order"]): row for row in study()}
+    assert {row["verdict"] for (prompt, _), row in rows.items() if prompt in ("p3", "p4")} == {"unparsed"}
+    assert sum(row["verdict"] != "unparsed" for row in rows.values()) == 16
+    sizes = [len(batch_service.files[b["input_file_id"]].split(b"\n")) for b in batch_service.batches.values()]
+    assert sizes == [20, 2, 2]  # a failing service is asked again, a refusal stands
+    assert "content_filter: 2" in caplog.text
+
+
+def test_a_quota_used_up_within_a_batch_stops_and_keeps_what_was_answered(study, batch_service, tmp_path):
+    def say(body):
+        if '"q3"' in body["messages"][1]["content"] and len(batch_service.batches) == 1:
+            return error(429, "insufficient_quota")
+        return longer(body)
+
+    batch_service.say = say
+    with pytest.raises(UserError, match="quota is used up"):
+        study()
+    assert len(batch_service.batches) == 1
+    assert spent(tmp_path) == pytest.approx(18 * HALF_PRICE)
+    assert [row["verdict"] for row in study()] == EXPECTED
+    assert len(batch_service.asked()) == 22
+
+
+def test_lines_that_count_no_tokens_are_billed_at_the_worst(study, batch_service, tmp_path):
+    results = batch_service._results
+
+    def uncounted(name, lines):
+        ids = results(name, lines)
+        batch_service.files[ids["output_file_id"]] = re.sub(
+            rb'"usage": {[^}]*}', b'"usage": null', batch_service.files[ids["output_file_id"]]
+        )
+        return ids
+
+    batch_service._results = uncounted
+    rows = study()
+    reserved = json.loads((tmp_path / "cache.spend.jsonl").read_text().splitlines()[0])["usd"]
+    assert spent(tmp_path) == pytest.approx(reserved) == pytest.approx(sum(row["cost"] for row in rows))
 
 
 def test_a_completed_batch_may_hold_only_errors(study, batch_service):
@@ -143,7 +191,7 @@ def test_a_batch_whose_confirmation_was_lost_is_not_handed_in_twice(study, batch
     assert spent(tmp_path) == pytest.approx(20 * HALF_PRICE)
 
 
-@pytest.mark.parametrize("step", ["_call", "_create", "_handed_in", "_wait", "_replies"])
+@pytest.mark.parametrize("step", ["_call", "_create", "_handed_in", "_wait", "_results"])
 def test_a_run_killed_at_any_step_is_taken_up(study, batch_service, tmp_path, monkeypatch, step):
     """Killed before the named step: what the service has is collected, and billed once."""
 
@@ -157,7 +205,7 @@ def test_a_run_killed_at_any_step_is_taken_up(study, batch_service, tmp_path, mo
     reserved = spent(tmp_path)
     assert reserved > 20 * HALF_PRICE  # the worst case, until the bill is known
     handed_in = len(batch_service.batches)
-    assert handed_in == (step in ("_handed_in", "_wait", "_replies"))
+    assert handed_in == (step in ("_handed_in", "_wait", "_results"))
     assert [row["verdict"] for row in study()] == EXPECTED
     assert len(batch_service.batches) == 1
     assert spent(tmp_path) == pytest.approx(20 * HALF_PRICE)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from chat_service import Answer, completion, verdict
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemma_alignment.config import build
@@ -120,6 +120,7 @@ def test_threads_with_logs_of_their_own_lose_nothing(tmp_path):
     assert sorted((row["thread"], row["n"]) for row in rows) == [(t, n) for t in range(6) for n in range(50)]
 
 
+@settings(deadline=None)  # the disk takes its time
 @given(st.lists(st.text(), max_size=5))
 def test_any_text_survives_the_file(tmp_path_factory, texts):
     log = AppendLog(tmp_path_factory.mktemp("log") / "log.jsonl")

@@ -243,6 +243,8 @@ def test_money_is_reserved_before_and_settled_after(service, remote_judge, tmp_p
     ("fault", "billed"),
     [
         (error(429, "rate_limit_exceeded"), False),
+        (error(409), False),
+        (error(408), True),
         (error(500), True),
         (Answer(drop=True), True),
         (Answer(body=b"{"), True),

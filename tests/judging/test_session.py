@@ -8,7 +8,7 @@ import pytest
 
 from gemma_alignment.errors import UserError
 from gemma_alignment.judging.cache import ReplyCache
-from gemma_alignment.judging.client import JudgeUnavailable
+from gemma_alignment.judging.client import JudgeUnavailable, RequestRefused
 from gemma_alignment.judging.recorded import RecordedJudge
 from gemma_alignment.judging.session import FAILURES_IN_A_ROW, Comparison, Session
 
@@ -174,6 +174,44 @@ def test_an_outage_is_told_from_bad_luck(scripted):
     with pytest.raises(UserError, match=f"no reply to {FAILURES_IN_A_ROW} requests in a row"):
         session(judge).judgements(many(50))
     assert len(judge.asked) == FAILURES_IN_A_ROW
+
+
+def test_requests_that_are_refused_one_after_the_other_do_not_hold_up_the_rest(scripted, longer_wins, tmp_path):
+    """Neither in the first run, nor in a later one that has nothing but them left to ask."""
+
+    def say(request, attempt):
+        if int(request.prompt.split()[1]) >= 20:
+            raise RequestRefused("content filter")
+        return longer_wins(request, attempt)
+
+    for _ in range(2):
+        rows = session(scripted(say), ReplyCache(tmp_path / "cache.jsonl")).judgements(many(40))
+        unparsed = {row["prompt_id"] for row in rows if row["verdict"] == "unparsed"}
+        assert unparsed == {c.prompt_id for c in many(40)[20:] if c.answer_a != c.answer_b}
+
+
+def test_a_judge_that_refuses_everything_from_the_start_is_not_asked_everything(scripted):
+    def say(request, attempt):
+        raise RequestRefused("no such parameter")
+
+    judge = scripted(say)
+    with pytest.raises(UserError, match="no such parameter"):
+        session(judge).judgements(many(50))
+    assert len(judge.asked) == FAILURES_IN_A_ROW
+
+
+def test_what_another_process_has_paid_for_meanwhile_is_not_asked_again(scripted, longer_wins, tmp_path):
+    path = tmp_path / "cache.jsonl"
+
+    def say(request, attempt):
+        if len(judge.asked) == 10:  # the other process is quicker, and ends here
+            session(scripted(longer_wins), ReplyCache(path)).judgements(many(40))
+        return longer_wins(request, attempt)
+
+    judge = scripted(say)
+    rows = session(judge, ReplyCache(path)).judgements(many(40))
+    assert len(judge.asked) == 10
+    assert rows == session(scripted(longer_wins)).judgements(many(40))
 
 
 def test_failures_with_replies_between_them_are_no_outage(scripted, longer_wins):

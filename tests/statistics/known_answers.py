@@ -1,6 +1,13 @@
-"""Known answers: scipy 1.17.1, statsmodels 0.15.0, pingouin 0.7.0 and rliable 1.2.0."""
+"""Known answers, from ``stat_vectors.json``: scipy 1.17.1, statsmodels 0.15.0, pingouin 0.7.0 and rliable 1.2.0.
 
-from typing import NamedTuple
+Here the numbers that single tests ask for have names; ``test_stat_vectors.py`` walks the whole file.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+STORED: dict[str, Any] = json.loads(Path(__file__).with_name("stat_vectors.json").read_text("utf-8"))
 
 
 class Vector(NamedTuple):
@@ -23,174 +30,64 @@ class Vector(NamedTuple):
     sign_flip: float
 
 
-V1 = Vector(
-    x=[1.92, 2.05, 1.88],
-    y=[1.71, 1.69, 1.8],
-    df=4,
-    d=(2.8782483780053085, 0.3215627101285067, 5.317721268915385),
-    g=(2.296509942966325, 0.25656992174146265, 4.2429276991206075),
-    student=(3.5251199395531616, 0.02433738143499792),
-    welch=(3.525119939553161, 3.46221809578005, 0.030809328187434364),
-    welch_interval=(0.03503649691747904, 0.3982968364158541),
-    permutation=(0.1, 0.05),
-    improvement=1.0,
-    d_z=(1.5463047212268701, -0.29198844780530053, 3.302056607558644),
-    g_z=0.8724090167069172,
-    paired=(2.678278341148568, 0.11570763998822269),
-    paired_interval=(-0.13140821802932134, 0.5647415513626545),
-    sign_flip=0.25,
-)
-V2 = Vector(
-    x=[0.5, 0.55, 0.6],
-    y=[0.52, 0.54, 0.59],
-    df=4,
-    d=(0.0, -1.6003038921184365, 1.600303892118437),
-    g=(0.0, -1.2768577681140347, 1.276857768114035),
-    student=(0.0, 1.0),
-    welch=(0.0, 3.6372795969773284, 1.0),
-    welch_interval=(-0.10282465722538926, 0.10282465722538926),
-    permutation=(1.0, 0.55),
-    improvement=5 / 9,
-    d_z=(0.0, -1.1315857340761724, 1.131585734076173),
-    g_z=0.0,
-    paired=(0.0, 1.0),
-    paired_interval=(-0.043026527297494656, 0.043026527297494656),
-    sign_flip=1.0,
-)
-V3 = Vector(
-    x=[12.1, 11.4, 13.0],
-    y=[11.9, 12.6, 11.2],
-    df=4,
-    d=(0.35424595421603683, -1.2842616080429259, 1.951230603994188),
-    g=(0.28264737759585445, -1.0246925090893115, 1.5568567734930123),
-    student=(0.4338609156373108, 0.686764671413852),
-    welch=(0.4338609156373108, 3.928098134493187, 0.6871526379007622),
-    welch_interval=(-1.4522272784145258, 1.9855606117478573),
-    permutation=(0.7, 0.35),
-    improvement=2 / 3,
-    d_z=(0.17764623667373114, -0.9851019350556229, 1.3009521701935482),
-    g_z=0.10022615628777852,
-    paired=(0.30769230769230793, 0.7874023986189063),
-    paired_interval=(-3.4622990324495335, 3.9956323657828676),
-    sign_flip=0.75,
-)
-V4 = Vector(
-    x=[5.1, 4.9, 5.6, 5.8, 5.0],
-    y=[4.6, 4.8, 4.4, 5.2, 4.7],
-    df=8,
-    d=(1.542857142857141, 0.06304298317204536, 2.9536807491520216),
-    g=(1.3927422862436025, 0.056909111074311174, 2.6662974588753667),
-    student=(2.439471337844175, 0.040597971788256554),
-    welch=(2.4394713378441755, 7.412095205754332, 0.04291709009815208),
-    welch_interval=(0.022410148462989055, 1.0575898515370092),
-    permutation=(0.05555555555555555, 0.027777777777777776),
-    improvement=0.88,
-    d_z=(1.2982869994527324, 0.030864533853526305, 2.4957388679276526),
-    g_z=1.0358831523544132,
-    paired=(2.903057985080542, 0.043982916106521414),
-    paired_interval=(0.023551357047657207, 1.0564486429523425),
-    sign_flip=0.0625,
-)
-VECTORS = {"V1": V1, "V2": V2, "V3": V3, "V4": V4}
+def _vector(block: dict[str, Any]) -> Vector:
+    student, welch, paired = block["student"], block["welch"], block["paired"]
+    return Vector(
+        x=block["x"],
+        y=block["y"],
+        df=block["df"],
+        d=(block["d"], *block["d_ci95_nct"]),
+        g=(block["g_exact"], *block["g_ci95_nct"]),
+        student=(student["t"], student["p"]),
+        welch=(welch["t"], welch["df"], welch["p"]),
+        welch_interval=tuple(welch["ci"]),
+        permutation=(block["perm_two_sided"], block["perm_one_sided"]),
+        improvement=block["prob_improvement"],
+        d_z=(paired["d_z"], *paired["d_z_ci95_nct"]),
+        g_z=paired["g_z"],
+        paired=(paired["t"], paired["p"]),
+        paired_interval=tuple(paired["ci"]),
+        sign_flip=paired["signflip_p_two_sided"],
+    )
 
-HEDGES = {
-    2: 0.5641895835477563,
-    3: 0.7236012545582677,
-    4: 0.7978845608028653,
-    6: 0.868626687827413,
-    8: 0.9027033336764102,
-    10: 0.9227456080530874,
-    18: 0.957646427023718,
-    38: 0.9801104021309462,
-}
-WILSON = {
-    (0, 10): (0.0, 0.27753279986288926),
-    (5, 10): (0.23659309051256394, 0.7634069094874361),
-    (10, 10): (0.7224672001371106, 1.0),
-    (1, 3): (0.06149194472039626, 0.7923403991979523),
-    (57, 100): (0.47215389549212305, 0.6626670147588988),
-    (93, 100): (0.862504852609265, 0.9656807389327274),
-    (120, 200): (0.53083672039262, 0.6653942143319266),
-    (243, 500): (0.4424649931129956, 0.5297484884199279),
-    (412, 805): (0.477297039171337, 0.5461933492018088),
-}
-# wins, ties, losses: (rate, sem, tie-aware interval), (Wilson on half counts),
-# (decisive rate with Wilson, sign test p)
+
+def _counts(key: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in key.split("/"))
+
+
+def _powers(block: dict[str, dict[str, float | None]]) -> dict[int, dict[float, float]]:
+    return {
+        int(n): {float(key.partition("=")[2]): value for key, value in row.items() if value is not None}
+        for n, row in block.items()
+    }
+
+
+VECTORS = {key[:2]: _vector(block) for key, block in STORED.items() if key[0] == "V"}
+HEDGES = {int(df): j for df, j in STORED["J"].items()}
+WILSON = {_counts(key): tuple(row["wilson"]) for key, row in STORED["wilson"].items()}
 TIES = {
-    (93, 5, 2): (
-        (0.955, 0.01754503584573947, 0.9006087452634185, 0.9757271713682245),
-        (0.8948884803533607, 0.9814474362782822),
-        (0.9789473684210527, 0.9264588050529105, 0.9942074931355945, 2.3027165367763423e-25),
-    ),
-    (40, 5, 55): (
-        (0.425, 0.0483959886475286, 0.3351161866974479, 0.5204328380335999),
-        (0.3326536206371629, 0.5228954040938849),
-        (0.42105263157894735, 0.3267381838783353, 0.5215036351015815, 0.1505180638902294),
-    ),
-    (67, 38, 29): (
-        (0.6417910447761194, 0.034575815924811404, 0.5711557273550026, 0.7045233051009064),
-        (0.5576990646910756, 0.7179799677648335),
-        (0.6979166666666666, 0.5999149981303157, 0.7806884150093542, 0.00013222219842746964),
-    ),
-    (120, 50, 30): (
-        (0.725, 0.026226209607027828, 0.6697947809072606, 0.7717248222229693),
-        (0.6593166064233035, 0.7822029967069265),
-        (0.8, 0.7288586692020037, 0.8561591841771504, 5.973732026445346e-14),
-    ),
-    (30, 140, 30): (
-        (0.5, 0.019413511328725482, 0.4624047944772877, 0.5375952055227122),
-        (0.43136085960389187, 0.5686391403961082),
-        (0.5, 0.37735024241555765, 0.6226497575844423, 1.0),
-    ),
-    (200, 0, 0): (
-        (1.0, 0.0, 0.9811546736227316, 1.0),
-        (0.9811546736227335, 1.0),
-        (1.0, 0.9811546736227335, 1.0, 1.2446030555722283e-60),
-    ),
+    _counts(key): (
+        (row["win_rate_half"], row["sem_ddof1"], *row["tie_aware_score_ci"]),
+        tuple(row["wilson_on_half_counts"]),
+        (row["decisive_win_rate"], *row["decisive_wilson"], row["sign_test_p"]),
+    )
+    for key, row in STORED["ties"].items()
+    if row["decisive_wilson"] is not None
 }
-CROSSED = [[1.0, 0.5, 0.0, 1.0], [1.0, 1.0, 0.5, 1.0], [0.5, 0.5, 0.0, 1.0]]
+"""wins, ties, losses -> rate, standard error, interval; Wilson on half counts; what was decided."""
+CROSSED = STORED["more_clustered"]["S"]
+CROSSED_TWO_WAY_BEFORE_FLOOR = STORED["more_clustered"]["se_twoway_CGM"]
 CROSSED_ERRORS = {
-    "iid": 0.11236664374387367,
-    "prompt": 0.1800205749557739,
-    "seed": 0.1102396379610246,
-    "two_way": 0.1800205749557739,
+    "iid": STORED["more_clustered"]["se_iid"],
+    "prompt": STORED["more_clustered"]["se_prompt"],
+    "seed": STORED["more_clustered"]["se_seed"],
+    "two_way": max(CROSSED_TWO_WAY_BEFORE_FLOOR, STORED["more_clustered"]["se_prompt"]),
 }
-CROSSED_TWO_WAY_BEFORE_FLOOR = 0.178700650695297
-CROSSED_SEED_T = (0.1923437874670717, 1.1409895459662616)
-
-UNPAIRED_POWER = {
-    3: {0.5: 0.0768, 0.8: 0.1193, 1: 0.1588, 1.5: 0.2932, 2: 0.4626, 3: 0.7826, 4: 0.9479},
-    4: {0.5: 0.0923, 0.8: 0.1601, 1: 0.2232, 1.5: 0.43, 2: 0.6569, 3: 0.9389, 4: 0.9962},
-    5: {0.5: 0.1077, 0.8: 0.2007, 1: 0.2863, 1.5: 0.5494, 2: 0.7905, 3: 0.9847, 4: 0.9998},
-    6: {0.5: 0.1231, 0.8: 0.241, 1: 0.3474, 1.5: 0.6496, 2: 0.8764, 3: 0.9964, 4: 1.0},
-    8: {0.5: 0.154, 0.8: 0.3198, 1: 0.4612, 1.5: 0.7965, 2: 0.9602, 3: 0.9998, 4: 1.0},
-    10: {0.5: 0.1851, 0.8: 0.3951, 1: 0.562, 1.5: 0.887, 2: 0.9882, 3: 1.0, 4: 1.0},
-    16: {0.5: 0.2777, 0.8: 0.591, 1: 0.7814, 1.5: 0.984, 2: 0.9998, 3: 1.0, 4: 1.0},
-    20: {0.5: 0.3379, 0.8: 0.6934, 1: 0.869, 1.5: 0.9961, 2: 1.0, 3: 1.0, 4: 1.0},
-}
-PAIRED_POWER = {
-    3: {0.5: 0.0841, 0.8: 0.1349, 1: 0.1793, 1.5: 0.3164, 2: 0.4707, 3: 0.7453, 4: 0.9085},
-    6: {0.5: 0.1707, 0.8: 0.3562, 1: 0.5068, 1.5: 0.8325, 2: 0.9705, 3: 0.9999, 4: 1.0},
-    20: {0.5: 0.5645, 0.8: 0.9239, 1: 0.9886, 1.5: 1.0, 2: 1.0, 3: 1.0, 4: 1.0},
-}
-LEAST_EFFECT = {
-    3: 3.070892269599019,
-    4: 2.3807544845379036,
-    5: 2.024440145655355,
-    6: 1.7955408960343293,
-    8: 1.5066342476563057,
-    10: 1.324947368330822,
-    20: 0.9091290410935777,
-}
-SEEDS_NEEDED = {0.5: 64, 0.8: 26, 1: 17, 1.2: 12, 1.5: 9, 2: 6, 2.5: 4, 3: 4}
-PROMPTS_NEEDED = {0.52: 4904, 0.55: 783, 0.6: 194, 0.65: 85, 0.7: 47}
-FLOORS = {
-    3: (0.1, 0.25),
-    4: (0.02857142857142857, 0.125),
-    5: (0.007936507936507936, 0.0625),
-    6: (0.0021645021645021645, 0.03125),
-    7: (0.0005827505827505828, 0.015625),
-    8: (0.0001554001554001554, 0.0078125),
-}
-RUNS_A = [[0.61, 0.72, 0.55, 0.8], [0.58, 0.75, 0.52, 0.77], [0.66, 0.7, 0.6, 0.83]]
-RUNS_B = [[0.55, 0.7, 0.5, 0.79], [0.6, 0.66, 0.49, 0.74], [0.57, 0.68, 0.58, 0.78]]
+CROSSED_SEED_T = tuple(STORED["more_clustered"]["seed_t_ci"])
+UNPAIRED_POWER = _powers(STORED["power_unpaired_two_sided"])
+PAIRED_POWER = _powers(STORED["power_paired_two_sided"])
+LEAST_EFFECT = {int(n): d for n, d in STORED["min_detectable_d_80"].items()}
+SEEDS_NEEDED = {float(key.partition("=")[2]): n for key, n in STORED["n_needed_80"].items()}
+PROMPTS_NEEDED = {float(rate): row["n_for_80pct_power_vs_0.5"] for rate, row in STORED["wr_prompts_needed"].items()}
+FLOORS = {int(n): (row["two_sided"], row["signflip_two_sided"]) for n, row in STORED["min_perm_p"].items()}
+RUNS_A, RUNS_B = STORED["rliable"]["A"], STORED["rliable"]["B"]

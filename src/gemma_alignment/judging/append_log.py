@@ -63,6 +63,17 @@ class Exclusive:
         self._file.write(b"\n" + lines if torn else lines)
         self._file.flush()
         os.fsync(self._file.fileno())
+        if not end:
+            _sync_folder(Path(self._file.name).parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let the disk have the name of a new file too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _record(line: bytes) -> dict[str, object] | None:

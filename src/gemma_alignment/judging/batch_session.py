@@ -25,13 +25,16 @@ class BatchSession(Session):
     def ask_all(self, requests: dict[str, Request]) -> dict[str, list[Reply]]:
         """The replies to each request, the one that counts last."""
         given: dict[str, list[Reply]] = {key: [] for key in requests}
-        for attempt in range(self.attempts):
-            left = [requests[key] for key, replies in given.items() if not _has_verdict(replies)]
+        refused: set[str] = set()
+        for _ in range(self.attempts):
+            left = [key for key, replies in given.items() if key not in refused and not _has_verdict(replies)]
             if not left:
                 break
             with _within_reach():
-                replies = self.batches.ask(left, attempt)
-            for key, reply in replies.items():
+                # A request that expired was not answered: it is asked as before, with the same seed.
+                found = self.batches.ask([(requests[key], len(given[key])) for key in left])
+            refused |= found.refused
+            for key, reply in found.replies.items():
                 given[key].append(reply)
         return given
 

@@ -4,22 +4,22 @@ What was handed in is written down before and after it is handed in, so that a r
 killed finds its batches again: by their name, or by the mark that each carries at the service.
 """
 
-import io
 import json
 import logging
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from gemma_alignment.errors import UserError
 from gemma_alignment.judging.append_log import AppendLog
+from gemma_alignment.judging.batch_results import Results, read_results
 from gemma_alignment.judging.budget import batch_price
 from gemma_alignment.judging.cache import ReplyCache
 from gemma_alignment.judging.client import Reply, Request, cache_key
 from gemma_alignment.judging.openai_judge import OpenAIJudge
-from gemma_alignment.judging.service import Malformed
+from gemma_alignment.judging.service import QUOTA_USED_UP, give_up
 
 if TYPE_CHECKING:
     import openai
@@ -41,11 +41,21 @@ class Batch:
 
     mark: str
     reservation: str
+    worst_usd: float
+    """What was reserved for all of it."""
     prompt_version: str
     contents: Mapping[str, str]
     """Cache key -> content key of each request."""
     id: str | None = None
     """The service's name; None until it has said so."""
+
+
+class Round(NamedTuple):
+    """What came of handing requests in once, by content key."""
+
+    replies: dict[str, Reply]
+    refused: set[str]
+    """The service will not judge these: handing them in again is no use."""
 
 
 class Batches:
@@ -80,22 +90,24 @@ class Batches:
             self._collect(batch)
         return len(earlier)
 
-    def ask(self, requests: Sequence[Request], attempt: int) -> dict[str, Reply]:
-        """Hand ``requests`` in and wait: the replies by content key; some may be missing.
+    def ask(self, requests: Sequence[tuple[Request, int]]) -> Round:
+        """Hand requests in, each with the number of its earlier replies, and wait for what becomes of them.
 
         Raises:
-            UserError: the cap, a refused batch, or a service that is out of reach.
+            UserError: the cap, a used-up quota, a refused batch, or a service that is out of reach.
         """
-        batches = [self._hand_in(part, attempt) for part in self._parts(requests, attempt)]
-        replies: dict[str, Reply] = {}
+        batches = [self._hand_in(part) for part in self._parts(requests)]
+        found = Round({}, set())
         for batch in batches:
-            replies |= self._collect(batch)
-        return replies
+            results = self._collect(batch)
+            found.replies.update({batch.contents[key]: reply for key, reply in results.replies.items()})
+            found.refused.update(batch.contents[key] for key in results.refused)
+        return found
 
-    def _parts(self, requests: Sequence[Request], attempt: int) -> Iterator[list[tuple[Request, bytes]]]:
+    def _parts(self, requests: Sequence[tuple[Request, int]]) -> Iterator[list[tuple[Request, bytes]]]:
         part: list[tuple[Request, bytes]] = []
         size = 0
-        for request in requests:
+        for request, attempt in requests:
             line = {
                 "custom_id": cache_key(self._judge, request),
                 "method": "POST",
@@ -111,16 +123,17 @@ class Batches:
         if part:
             yield part
 
-    def _hand_in(self, part: Sequence[tuple[Request, bytes]], attempt: int) -> Batch:
+    def _hand_in(self, part: Sequence[tuple[Request, bytes]]) -> Batch:
         worst = sum(self._judge.worst_case(request) for request, _ in part) * self._judge.price.batch_share
         contents = {cache_key(self._judge, request): request.content_key for request, _ in part}
         version = self._judge.prompt_version
-        batch = Batch(uuid.uuid4().hex, self._judge.ledger.reserve(worst), version, contents)
-        self._note("planned", batch, reservation=batch.reservation, prompt_version=version, contents=contents)
+        batch = Batch(uuid.uuid4().hex, self._judge.ledger.reserve(worst), worst, version, contents)
+        facts = {"reservation": batch.reservation, "worst_usd": worst, "prompt_version": version, "contents": contents}
+        self._note("planned", batch, **facts)
         data = b"".join(line for _, line in part)
         file = self._call(lambda client: client.files.create(file=(f"{batch.mark}.jsonl", data), purpose="batch"))
         name = self._create(file.id, batch.mark)
-        logger.info("Batch %s: %d requests handed in, attempt %d.", name, len(part), attempt + 1)
+        logger.info("Batch %s: %d requests handed in.", name, len(part))
         return self._handed_in(batch, name)
 
     def _create(self, file_id: str, mark: str) -> str:
@@ -139,24 +152,27 @@ class Batches:
 
         return self._call(create)
 
-    def _collect(self, batch: Batch) -> dict[str, Reply]:
+    def _collect(self, batch: Batch) -> Results:
         """Wait for ``batch`` to end, keep its replies, and put its bill in the reservation's place."""
         assert batch.id is not None  # noqa: S101 - handed in
         ended = self._wait(batch.id)
-        replies = dict(self._replies(ended, batch))
-        self._cache.put_many((key, batch.contents[key], reply) for key, reply in replies.items())
-        self._judge.ledger.settle(batch.reservation, sum(reply.cost for reply in replies.values()))
+        results = self._results(ended, batch)
+        self._cache.put_many((key, batch.contents[key], reply) for key, reply in results.replies.items())
+        self._judge.ledger.settle(batch.reservation, sum(reply.cost for reply in results.replies.values()))
         self._note("collected", batch)
-        missing = len(batch.contents) - len(replies)
-        if ended.status == "failed" and not replies:
+        missing = len(batch.contents) - len(results.replies)
+        if ended.status == "failed" and not results.replies:
             problems = [str(problem.message) for problem in (ended.errors and ended.errors.data) or []]
             raise UserError(
                 f"the service refused batch {batch.id}: {'; '.join(problems[:3]) or 'it gives no reason'}. "
                 "Nothing of it was billed. Mend the cause, or set judge.mode=live."
             )
         if missing:
-            logger.warning("Batch %s is %s; %d requests have no reply.", batch.id, ended.status, missing)
-        return {batch.contents[key]: reply for key, reply in replies.items()}
+            why = results.told() or "it gives no reason"
+            logger.warning("Batch %s is %s; %d requests have no reply (%s).", batch.id, ended.status, missing, why)
+        if results.quota_used_up:
+            give_up(QUOTA_USED_UP)
+        return results
 
     def _wait(self, name: str) -> "openai.types.Batch":
         told = ""
@@ -169,21 +185,18 @@ class Batches:
                 return batch
             self._judge.service.sleep(self._poll_s)
 
-    def _replies(self, ended: "openai.types.Batch", batch: Batch) -> Iterator[tuple[str, Reply]]:
-        """The replies in the output file, in whatever order; those of an expired batch too."""
-        if ended.output_file_id is None:
-            return
-        name = ended.output_file_id
-        content = self._call(lambda client: client.files.content(name).read())
-        for line in io.BytesIO(content):
-            try:
-                row = json.loads(line)
-                key, response = row["custom_id"], row["response"]
-                if key in batch.contents and response["status_code"] == 200:
-                    reply = self._judge.reply(response["body"], self._price, 0.0)
-                    yield key, replace(reply, prompt_version=batch.prompt_version)
-            except (KeyError, TypeError, ValueError, Malformed) as error:
-                logger.warning("A line of batch %s cannot be read (%s).", batch.id, type(error).__name__)
+    def _results(self, ended: "openai.types.Batch", batch: Batch) -> Results:
+        """Every line of the output and of the error file; an expired batch has finished ones too."""
+        names = [name for name in (ended.output_file_id, ended.error_file_id) if name]
+        unknown = batch.worst_usd / len(batch.contents)
+
+        def read(body: Any) -> Reply:
+            return replace(self._judge.reply(body, self._price, unknown), prompt_version=batch.prompt_version)
+
+        return read_results([self._content(name) for name in names], batch.contents, read)
+
+    def _content(self, name: str) -> bytes:
+        return self._call(lambda client: client.files.content(name).read())
 
     def _find_again(self, batches: Iterable[Batch]) -> list[Batch]:
         """Those that are at the service; what never arrived there is let go of."""
@@ -212,7 +225,7 @@ class Batches:
         for record in records:
             mark = record["mark"]
             if record["event"] == "planned":
-                self._open[mark] = Batch(mark, record["reservation"], record["prompt_version"], record["contents"])
+                self._open[mark] = _planned(record)
             elif record["event"] == "handed_in" and mark in self._open:
                 self._open[mark] = replace(self._open[mark], id=record["id"])
             elif record["event"] == "collected":
@@ -220,6 +233,11 @@ class Batches:
 
     def _call(self, send: "Callable[[openai.OpenAI], T]") -> T:
         return self._judge.service.call(lambda: self._judge.service.attempt(send))
+
+
+def _planned(record: Mapping[str, Any]) -> Batch:
+    names = ("mark", "reservation", "worst_usd", "prompt_version", "contents")
+    return Batch(*(record[name] for name in names))
 
 
 def _by_mark(client: "openai.OpenAI", marks: set[str]) -> dict[str, str]:

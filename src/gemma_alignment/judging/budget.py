@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 BYTES_PER_TOKEN = 4
 """Of English text, about; for estimates only."""
 EXPECTED_REPLY_TOKENS = 60
+PICO = 10**12
+"""The ledger counts in millionths of a millionth of a dollar."""
 _FRAME_BYTES = len(SYSTEM.encode()) + len(str(RESPONSE_SCHEMA)) + 128
 """Everything a request holds besides its user message, with room for role markers."""
 
@@ -93,7 +95,8 @@ class SpendLedger:
     def __init__(self, path: str | Path, cap_usd: float) -> None:
         self._log = AppendLog(path)
         self._cap = cap_usd
-        self._amounts: dict[str, float] = {}
+        self._amounts: dict[str, int] = {}
+        self._spent = 0
 
     @property
     def cap_usd(self) -> float:
@@ -103,8 +106,7 @@ class SpendLedger:
     def spent(self) -> float:
         """US dollars billed or reserved so far."""
         with self._log.locked() as log:
-            self._take_in(log.fresh())
-            return sum(self._amounts.values())
+            return self._taken_in(log.fresh())
 
     def reserve(self, usd: float) -> str:
         """Set ``usd`` aside and return the reservation's name; on return the disk has it.
@@ -114,8 +116,7 @@ class SpendLedger:
         """
         name = uuid.uuid4().hex
         with self._log.locked() as log:
-            self._take_in(log.fresh())
-            spent = sum(self._amounts.values())
+            spent = self._taken_in(log.fresh())
             if spent + usd > self._cap:
                 raise UserError(self._reached(spent, usd))
             log.append({"event": "reserve", "id": name, "usd": usd})
@@ -126,16 +127,22 @@ class SpendLedger:
         with self._log.locked() as log:
             log.append({"event": "settle", "id": name, "usd": usd})
 
-    def check(self, expected: Estimate) -> None:
+    def check(self, expected: Estimate, as_of: str) -> None:
         """Refuse, before the first request, what will probably not fit under the cap.
+
+        Args:
+            expected: the estimate.
+            as_of: the day of the prices it rests on.
 
         Raises:
             UserError: with the estimate, what is left and what to set.
         """
         spent = self.spent()
         logger.info(
-            "%d requests to the judge, about %d tokens in and %d out: about %.2f USD (spent %.2f of %.2f).",
-            *(expected.requests, expected.tokens_in, expected.tokens_out, expected.usd, spent, self._cap),
+            "%d requests to the judge, about %d tokens in and %d out: about %.2f USD at the prices of %s; "
+            "%.2f of %.2f USD are spent.",
+            *(expected.requests, expected.tokens_in, expected.tokens_out, expected.usd, as_of or "no table"),
+            *(spent, self._cap),
         )
         if spent + expected.usd > self._cap:
             raise UserError(
@@ -145,11 +152,15 @@ class SpendLedger:
                 "(evaluation.max_prompts)."
             )
 
-    def _take_in(self, records: Sequence[dict[str, object]]) -> None:
+    def _taken_in(self, records: Sequence[dict[str, object]]) -> float:
+        """US dollars spent with ``records``; a running total of whole numbers, so that it never drifts."""
         for record in records:
             usd = record.get("usd")
             if isinstance(usd, int | float):
-                self._amounts[str(record.get("id"))] = float(usd)
+                name, amount = str(record.get("id")), round(usd * PICO)
+                self._spent += amount - self._amounts.get(name, 0)
+                self._amounts[name] = amount
+        return self._spent / PICO
 
     def _reached(self, spent: float, usd: float) -> str:
         return (

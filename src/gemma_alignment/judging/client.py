@@ -51,6 +51,10 @@ class JudgeUnavailable(Exception):
     """The judge gave no reply to this request within the allowed attempts; others may fare better."""
 
 
+class RequestRefused(JudgeUnavailable):
+    """The service answered, and will not judge this request: the request is at fault, not the service."""
+
+
 class Judge(Protocol):
     """Compares two answers; says nothing of where they came from, because it is not told."""
 

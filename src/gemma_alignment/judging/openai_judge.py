@@ -51,7 +51,7 @@ class OpenAIJudge:
     def prepare(self, requests: Sequence[Request]) -> None:
         """Estimate the cost and refuse what will not fit under the cap."""
         price = batch_price(self.price) if self._mode == "batch" else self.price
-        self.ledger.check(estimate(price, requests))
+        self.ledger.check(estimate(price, requests), price.as_of)
 
     def stop(self) -> None:
         """End every wait; nothing more is sent."""

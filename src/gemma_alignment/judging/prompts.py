@@ -25,8 +25,10 @@ An empty answer, or one that does not concern the prompt, loses against any that
 
 The order of the answers was drawn at random and means nothing.
 
-Reply with "reason", one or two sentences, and then "verdict": "1" if answer_1 is better, "2" if \
-answer_2 is better, "tie" if neither is better. Do not break a tie by the order."""
+Reply with one JSON object and nothing before or after it: {"reason": "one or two sentences", "verdict": "1"}. \
+The verdict is "1" if answer_1 is better, "2" if answer_2 is better, "tie" if neither is better. Do not break a \
+tie by the order."""
+"""The form stands in words too: a compatible service may ignore the schema that is sent beside it."""
 
 RESPONSE_SCHEMA: dict[str, object] = {
     "type": "object",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
 
 from gemma_alignment.errors import UserError
-from gemma_alignment.judging.client import JudgeUnavailable
+from gemma_alignment.judging.client import JudgeUnavailable, RequestRefused
 from gemma_alignment.judging.pacing import Pacer, backoff, requested_wait
 from gemma_alignment.parameters.judge import JudgeParameters
 
@@ -21,6 +21,8 @@ T = TypeVar("T")
 RETRIED = frozenset({408, 409, 429})
 """Statuses below 500 that may pass by themselves; from 500 on all may."""
 FIRST_SERVER_ERROR = 500
+UNBILLED = frozenset({409, 429})
+"""Of the statuses that are tried again, those that surely stand for no work done."""
 
 
 class Malformed(ValueError):
@@ -122,17 +124,17 @@ class Service:
 
     def _refused(self, error: "openai.APIStatusError") -> Outcome[T]:
         status = error.status_code
-        if "insufficient_quota" in (error.code, error.type):
-            _give_up("the account's quota is used up (insufficient_quota): add credit")
+        if is_quota(error.code, error.type):
+            give_up(QUOTA_USED_UP)
         if status in (401, 403):
-            _give_up(f"the service refused the key (status {status}): check OPENAI_API_KEY")
+            give_up(f"the service refused the key (status {status}): check OPENAI_API_KEY")
         if status == 404:
-            _give_up(f"{self.base_url} knows no model {self._model!r} or no such call (status 404)")
-        if status < FIRST_SERVER_ERROR and status not in RETRIED:
+            give_up(f"{self.base_url} knows no model {self._model!r} or no such call (status 404)")
+        if is_final(status):
             detail = error.message.replace(self._api_key, "***")[:300]
-            raise JudgeUnavailable(f"the service refused this request (status {status}): {detail}") from None
+            raise RequestRefused(f"the service refused this request (status {status}): {detail}") from None
         wait_s = requested_wait(error.response.headers)
-        return Outcome(None, f"status {status}", wait_s, billed=status >= FIRST_SERVER_ERROR)
+        return Outcome(None, f"status {status}", wait_s, billed=status not in UNBILLED)
 
     def _pause(self, sending: int, outcome: Outcome[T]) -> None:
         if outcome.wait_s:
@@ -142,6 +144,19 @@ class Service:
         self.sleep(outcome.wait_s + jitter)
 
 
-def _give_up(problem: str) -> NoReturn:
+QUOTA_USED_UP = "the account's quota is used up (insufficient_quota): add credit"
+
+
+def is_final(status: int) -> bool:
+    """Whether a refusal with this status stands however often one asks."""
+    return status < FIRST_SERVER_ERROR and status not in RETRIED
+
+
+def is_quota(code: object, kind: object) -> bool:
+    """Whether an error's code or type says that the account has nothing left."""
+    return "insufficient_quota" in (code, kind)
+
+
+def give_up(problem: str) -> NoReturn:
     """End what no repetition mends; ``from None``, since the library's errors quote requests and keys."""
     raise UserError(f"{problem}. Every verdict so far is saved; run the same command to go on from there.") from None

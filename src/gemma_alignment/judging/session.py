@@ -9,7 +9,7 @@ from typing import Literal
 
 from gemma_alignment.errors import UserError
 from gemma_alignment.judging.cache import ReplyCache
-from gemma_alignment.judging.client import Judge, JudgeUnavailable, Reply, Request
+from gemma_alignment.judging.client import Judge, JudgeUnavailable, Reply, Request, RequestRefused
 from gemma_alignment.judging.pairing import UNPARSED
 from gemma_alignment.judging.parsing import parse_verdict
 
@@ -57,6 +57,7 @@ class Session:
     _stopping: threading.Event = field(default_factory=threading.Event, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _failures: int = field(default=0, init=False)
+    _answered: bool = field(default=False, init=False)
     _cause: BaseException | None = field(default=None, init=False)
 
     def judgements(self, comparisons: Sequence[Comparison]) -> list[dict[str, object]]:
@@ -78,6 +79,7 @@ class Session:
                     requests.setdefault(request.content_key, request)
         replies = {key: known for key, request in requests.items() if (known := self._cached(request))}
         open_requests = {key: request for key, request in requests.items() if key not in replies}
+        self._answered = bool(replies)
         if replies:
             logger.info("%d of %d judgements are known from %s.", len(replies), len(requests), self._where())
         self.judge.prepare(list(open_requests.values()))
@@ -109,6 +111,8 @@ class Session:
         """Every reply to ``request``, the last one being the one that counts."""
         replies: list[Reply] = []
         try:
+            if known := self._cached(request):  # paid for meanwhile by another process
+                return known
             for attempt in range(self.attempts):
                 if self._stopping.is_set():
                     break
@@ -129,9 +133,16 @@ class Session:
         return replies
 
     def _count_failure(self, error: JudgeUnavailable | None) -> None:
-        """Count failures in a row, over all threads; a reply (None) begins anew."""
+        """Count failures in a row, over all threads; a reply (None) begins anew.
+
+        A refused request is no sign of an outage once the judge has answered others: a run of such
+        requests would otherwise end every attempt at the same place.
+        """
         with self._lock:
-            self._failures = 0 if error is None else self._failures + 1
+            if error is None:
+                self._failures, self._answered = 0, True
+            elif not (isinstance(error, RequestRefused) and self._answered):
+                self._failures += 1
             failures = self._failures
         if failures >= FAILURES_IN_A_ROW:
             outage = UserError(

@@ -8,6 +8,8 @@ from gemma_alignment.statistics.power import least_effect
 
 Word = Literal["better", "worse", "equivalent", "not resolved", "not estimable"]
 
+CLAIMS: frozenset[Word] = frozenset({"better", "worse"})
+"""The words that put one method above the other."""
 COHEN_WORDS = ((0.2, "negligible"), (0.5, "small"), (0.8, "medium"))
 """Cohen's conventional bounds of |d|; above the last one it is large."""
 
