@@ -8,6 +8,7 @@ from fake_study import PROTOCOL, SEEDS
 from gemma_alignment.config import build
 from gemma_alignment.parameters.reporting import ProtocolParameters
 from gemma_alignment.report.comparison import Study, compare_study
+from gemma_alignment.report.conclusions import verdict_block
 from gemma_alignment.report.runs import SFT, Run, RunKey
 from gemma_alignment.report.verdict import CLAIMS
 from gemma_alignment.report.wording import reading
@@ -36,12 +37,10 @@ def false_claims(repeats: int, seed_sd: float) -> Counter[str]:
     for _ in range(repeats):
         runs, outcomes = _study(rng, seed_sd)
         protocol = build(ProtocolParameters, PROTOCOL, "protocol")
-        judged, not_judged = (
-            compare_study(Study(runs, results, protocol, 20, rng), {"kind": "rubric"}, {})
-            for results in (outcomes, {})
-        )
+        judged = compare_study(Study(runs, outcomes, protocol, 20, rng), {"kind": "rubric"}, {})
+        not_judged = verdict_block({**judged, "win_rates": {}}, protocol)
         found["headline"] += judged["verdict"]["word"] in CLAIMS
-        found["headline, not judged"] += not_judged["verdict"]["word"] in CLAIMS
+        found["headline, not judged"] += not_judged["word"] in CLAIMS
         secondary = [block for block in judged["metrics"].values() if block["role"] == "secondary"]
         assert len(secondary) == len(PROTOCOL["secondary_metrics"])
         said = [reading(block, judged["protocol"]) for block in secondary]

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -39,6 +40,7 @@ class RunKey:
         return self.family.partition("@")[2] or None
 
 
+@lru_cache(maxsize=4096)  # a name stands in thousands of judgements
 def parse_key(partition_id: str) -> RunKey | None:
     """The run of a partition id such as ``grpo@k4/seed=42/history.jsonl``, suffix or not; None for no run."""
     match = _RUN.fullmatch(partition_id.strip("/").removesuffix(".jsonl").removesuffix(".json"))
