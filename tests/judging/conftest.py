@@ -127,6 +127,7 @@ def judge_section(service: ChatService) -> Callable[..., dict[str, Any]]:
             "repeats": 0,
             "labelled_path": None,
             "labelled_pairs": 0,
+            "reference_path": None,
             "recorded_path": None,
             "rubric": {"noise": 0.0, "position_bias": 0.0, "tie_margin": 0.0},
             "remote": dict(REMOTE),

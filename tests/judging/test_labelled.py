@@ -9,7 +9,9 @@ from chat_service import completion, verdict
 from gemma_alignment.errors import UserError
 from gemma_alignment.judging.connection import JudgeConnection
 from gemma_alignment.judging.labelled import against_labels, label_counts, labelled_comparisons
+from gemma_alignment.judging.references import stored_judgements
 from gemma_alignment.pipelines.evaluation.nodes import describe_judge, judge_again, judge_labelled, judge_pairs
+from gemma_alignment.report.judge_section import judge_card as judge_section_of_report
 from gemma_alignment.statistics.agreement import kappa
 
 
@@ -111,6 +113,42 @@ def test_stored_judges_against_the_votes_of_three_people(judge_swap):
         only = kappa([h for h, _ in parsed], [j for _, j in parsed])
         assert only.kappa == pytest.approx(block["kappa_parsed_only"], abs=1e-10)
         assert only.agreement == pytest.approx(block["accuracy_parsed_only"], abs=1e-12)
+
+
+def test_stored_judges_stand_on_the_card_as_yardsticks(judge_swap, judge_section):
+    section = judge_section(kind="none", reference_path=str(judge_swap / "LLMBar" / "verdicts_vanilla.jsonl"))
+    found = describe_judge([], [], [], [], [], section)["references"]
+    blocks = json.loads((judge_swap / "expected_llmbar.json").read_text())["files"]
+    assert len(found) == len(blocks) == 10
+    for block in blocks:
+        one = found[f"{block['judge']}, {block['subset']}"]
+        assert {"win": one["right"], "tie": one["tied"], "loss": one["wrong"]} == block["against_label"]
+        assert one["pairs"] == block["n"]
+        assert one["consistency"] * block["n"] == pytest.approx(block["consistent"], abs=1e-9)
+        assert one["first_slot_share"] == pytest.approx(block["share_first"], abs=1e-12)
+        twice = one["same_slot_twice"]
+        assert (twice["first"], twice["second"]) == (
+            block["flips_first_slot_twice"], block["flips_second_slot_twice"],
+        )  # fmt: skip
+        assert twice["p"] == pytest.approx(block["flips_binom_p"], abs=1e-8)
+    page = judge_section_of_report({"judged": True, "references": found})
+    assert "93 / 5 / 2" in page
+    assert "GPT-4, Natural" in page
+
+
+def test_stored_verdicts_that_cannot_be_used_say_so(judge_section, tmp_path):
+    for text, match in (("{", "holds no stored verdicts"), ('{"judge": "m"}', "row 1: no field label")):
+        path = tmp_path / "stored.jsonl"
+        path.write_text(text + "\n")
+        with pytest.raises(UserError, match=match):
+            describe_judge([], [], [], [], [], judge_section(kind="none", reference_path=str(path)))
+    with pytest.raises(UserError, match="no stored verdicts at"):
+        describe_judge([], [], [], [], [], judge_section(kind="none", reference_path=str(tmp_path / "none")))
+    row = {"judge": "m", "label": "2", "ab_winner": "2", "ba_winner": None}
+    judged_rows = stored_judgements([row])["m"]
+    assert [(one["order"], one["verdict"], one["label"]) for one in judged_rows] == [
+        ("ab", "second", "b"), ("ba", "unparsed", "b"),
+    ]  # fmt: skip
 
 
 def honest(n, payload):

@@ -15,7 +15,7 @@ from chat_service import Answer, completion, error, verdict
 from gemma_alignment.config import ConfigError, build
 from gemma_alignment.datasets.judge import JudgeDataset
 from gemma_alignment.errors import UserError
-from gemma_alignment.judging.client import JudgeUnavailable, Request, cache_key
+from gemma_alignment.judging.client import JudgeUnavailable, Request, RequestRefused, cache_key
 from gemma_alignment.judging.connection import JudgeConnection
 from gemma_alignment.judging.parsing import parse_verdict
 from gemma_alignment.judging.prompts import SYSTEM
@@ -187,9 +187,14 @@ def test_what_no_repetition_mends_ends_everything_at_once(service, remote_judge,
     assert caught.value.__suppress_context__
 
 
-def test_a_refused_request_is_left_out_without_repetition(service, remote_judge):
-    service.script = lambda n, payload: error(400, "content_filter", f"flagged, says {KEY}")
-    with pytest.raises(JudgeUnavailable, match=r"refused this request \(status 400\).*flagged, says \*\*\*"):
+@pytest.mark.parametrize(
+    "answer",
+    [error(400, "content_filter", f"flagged, says {KEY}"), Answer(422, {"detail": f"flagged, says {KEY}"})],
+    ids=["as OpenAI says it", "as others say it"],
+)
+def test_a_refused_request_is_left_out_without_repetition(service, remote_judge, answer):
+    service.script = lambda n, payload: answer
+    with pytest.raises(RequestRefused, match=r"refused this request \(status 4\d\d\).*flagged, says \*\*\*"):
         remote_judge().judge(*PAIR)
     assert len(service.received) == 1
 
@@ -263,6 +268,26 @@ def test_a_service_that_counts_no_tokens_is_billed_at_the_worst(service, remote_
     service.script = lambda n, payload: completion(verdict("1"), tokens=None)
     reply = remote_judge().judge(*PAIR)
     assert reply.cost == ledger_rows(tmp_path)[0]["usd"] > 0
+
+
+def test_the_estimate_is_told_with_its_day_before_the_first_request(service, remote_judge, caplog):
+    caplog.set_level(logging.INFO)
+    told = []
+
+    def script(n, payload):
+        told.append(caplog.text)
+        return completion(verdict("1"))
+
+    service.script = script
+    Session(remote_judge(), None, 1, 1).judgements([Comparison("p", "q", "a", "b", "x", "y")])
+    assert "2 requests to the judge" in told[0]
+    assert "at the prices of 2024-07-18" in told[0]
+    assert "the cap is 1.00" in told[0]
+    Session(remote_judge(model="own", spend_cap_usd=None), None, 1, 1).judgements(
+        [Comparison("p", "q", "a", "b", "x", "y")]
+    )
+    assert "there is no cap" in caplog.text
+    assert "inf" not in caplog.text
 
 
 def test_an_estimate_above_the_cap_sends_nothing(service, remote_judge):

@@ -7,7 +7,11 @@ def test_the_judges_card_shows_what_is_known_of_the_judge(made):
     _, comparison = made()
     text = judge_card({
         **comparison["judge"],
-        "people": {"asked": 50, "right": 40, "tied": 6, "wrong": 4, "people_tied": 0, "kappa": 0.62},
+        "people": {
+            "asked": 50, "right": 40, "tied": 6, "wrong": 4, "people_tied": 0, "kappa": 0.62, "reason": None,
+            "pairs": 50, "consistency": 0.9, "first_slot_share": 0.55, "first_slot_p": 0.4,
+            "same_slot_twice": {"first": 4, "second": 1, "p": 0.375},
+        },
         "longer_answer": {"won": 30, "decided": 40, "share": 0.75, "p": 0.002},
         "control_strings": {"ppo/seed=42": 3, "sft": 0},
         "cost": 1.25,
@@ -17,6 +21,7 @@ def test_the_judges_card_shows_what_is_known_of_the_judge(made):
                   "75.0% of 40 decided pairs (binomial p 0.002)", "ppo/seed=42: 3", "1.75 US dollars",
                   "an answer against itself must tie", "Same winner in both orders"):  # fmt: skip
         assert words in text, words
+    assert "4 / 1 (p 0.38)" in text
     bare = judge_card({**comparison["judge"], "repeat": {"asked": 0}, "people": {"asked": 0}, "canaries": {}})
     assert "The same question once more" not in bare
     assert "people labelled" not in bare

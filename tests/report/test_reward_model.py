@@ -82,8 +82,20 @@ def test_groups_by_length_written_margin_and_source():
     found = card(FOUR)
     lengths = {one["group"]: (one["rate"], one["n"]) for one in found["by_length"]}
     assert lengths == {
-        "chosen answer longer": (1.0, 1), "same length": (1.0, 1), "rejected answer longer": (0.5, 2),
-    }  # fmt: skip
+        "chosen answer longer, by up to 20 tokens": (1.0, 1),
+        "same length": (1.0, 1),
+        "rejected answer longer, by up to 20 tokens": (0.5, 2),
+    }
+    assert [one["group"] for one in found["by_length"]] == list(lengths)  # from the longest chosen one down
+    wider = card([*FOUR, pair((0.0, 1.0), (90, 10), prompt="e"), pair((1.0, 0.0), (10, 90), prompt="f")])["by_length"]
+    middle = np.median([20, 20, 18, 80, 80])
+    assert {one["group"]: (one["rate"], one["n"]) for one in wider} == {
+        f"chosen answer longer, by more than {middle:g} tokens": (0.0, 1),
+        f"chosen answer longer, by up to {middle:g} tokens": (1.0, 1),
+        "same length": (1.0, 1),
+        f"rejected answer longer, by up to {middle:g} tokens": (0.5, 2),
+        f"rejected answer longer, by more than {middle:g} tokens": (1.0, 1),
+    }
     assert {one["group"]: (one["rate"], one["n"]) for one in found["by_source"]} == {"x": (0.5, 2), "y": (1.0, 1)}
     one_source = card([{**row, "source": None} for row in FOUR])
     quarters = {one["group"]: one["rate"] for one in one_source["by_written_margin"]}

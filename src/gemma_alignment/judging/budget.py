@@ -1,6 +1,7 @@
 """What judging may cost: an estimate before, a reservation before each request, the bill after it."""
 
 import logging
+import math
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -139,10 +140,11 @@ class SpendLedger:
         """
         spent = self.spent()
         logger.info(
-            "%d requests to the judge, about %d tokens in and %d out: about %.2f USD at the prices of %s; "
-            "%.2f of %.2f USD are spent.",
-            *(expected.requests, expected.tokens_in, expected.tokens_out, expected.usd, as_of or "no table"),
-            *(spent, self._cap),
+            "%d requests to the judge, about %d tokens in and %d out: about %.2f USD%s; %.2f USD are spent, %s.",
+            *(expected.requests, expected.tokens_in, expected.tokens_out, expected.usd),
+            f" at the prices of {as_of}" if as_of else "",
+            spent,
+            "and there is no cap" if math.isinf(self._cap) else f"the cap is {self._cap:.2f}",
         )
         if spent + expected.usd > self._cap:
             raise UserError(

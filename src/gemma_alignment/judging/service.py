@@ -131,7 +131,9 @@ class Service:
         if status == 404:
             give_up(f"{self.base_url} knows no model {self._model!r} or no such call (status 404)")
         if is_final(status):
-            detail = error.message.replace(self._api_key, "***")[:300]
+            # Not every compatible service names its reason where the library looks for it.
+            reason = error.message if isinstance(error.body, dict) and "message" in error.body else error.response.text
+            detail = reason.replace(self._api_key, "***")[:300]
             raise RequestRefused(f"the service refused this request (status {status}): {detail}") from None
         wait_s = requested_wait(error.response.headers)
         return Outcome(None, f"status {status}", wait_s, billed=status not in UNBILLED)

@@ -136,6 +136,8 @@ class JudgeParameters:
     """Preference pairs that people labelled (JSON lines), which ``openai`` judges too; null: none."""
     labelled_pairs: int
     """Most pairs taken from there, drawn by a hash of their texts."""
+    reference_path: str | None
+    """Stored verdicts of other judges on pairs that experts labelled (JSON lines), shown beside; null: none."""
     recorded_path: str | None
     """The JSON-lines file that ``recorded`` replays."""
     rubric: RubricParameters

@@ -97,7 +97,7 @@ def compare_to_half(metric: Metric, rates: BySeed, protocol: ProtocolParameters)
         },
         "permutation": asdict(replace(tests.permutation([], []), reason=not_two_samples)),
         "sign_flip": asdict(tests.sign_flip(values, half)),
-        "power": power_block(0, None, protocol),
+        "power": {**power_block(0, None, protocol), "reason": not_two_samples},
     }
 
 
@@ -115,13 +115,19 @@ def describe(metric: Metric, confidence: float) -> Block:
 def power_block(n: int, d: float | None, protocol: ProtocolParameters) -> Block:
     """What n seeds a method can find, and how many the d seen here would need."""
     alpha = protocol.alpha
+    needed = None if d is None else seeds_needed(d, protocol.power, alpha)
+    reason = None
+    if n < 2:
+        reason = f"n = {n}: at least 2 seeds a method are needed"
+    elif needed is None:
+        reason = "no d was seen" if d is None else f"no number of seeds finds a d of {d:g}"
     return {
         "power": protocol.power,
         "alpha": alpha,
         "seeds": n,
         "least_d": least_effect(n, protocol.power, alpha) if n > 1 else None,
-        "seeds_needed_for_d_seen": None if d is None else seeds_needed(d, protocol.power, alpha),
-        "reason": None if n > 1 else f"n = {n}: at least 2 seeds a method are needed",
+        "seeds_needed_for_d_seen": needed,
+        "reason": reason,
     }
 
 

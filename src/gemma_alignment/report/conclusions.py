@@ -11,6 +11,18 @@ from gemma_alignment.report.verdict import judge_difference, magnitude_phrase, w
 
 Block = dict[str, Any]
 
+PARTS = {"difference": "interval of the difference", "cohens_d": "Cohen's d", "paired": "paired d_z"}
+CORRELATIONS = {
+    "pearson": "Pearson's r of score and length",
+    "spearman": "Spearman's rho of score and length",
+    "of_differences": "rho of their differences",
+}
+JUDGE = {
+    "kappa_between_orders": "kappa between the orders",
+    "repeat": "kappa of the same question once more",
+    "people": "kappa with people",
+}
+
 
 def study_metrics(comparison: Mapping[str, Any]) -> dict[str, float]:
     """The study's own MLflow metrics; one that is not estimable is absent.
@@ -24,7 +36,9 @@ def study_metrics(comparison: Mapping[str, Any]) -> dict[str, float]:
         bounds = widest(block["crossed"])
         if block["crossed"]["seeds"] == 1:
             one = next(seed for seed in block["per_seed"].values() if seed["rate"] is not None)
-            bounds = one["low"], one["high"]
+            # Ties alone: the tie-aware interval is a point, and says more than so many prompts can.
+            ends = ("half_count_low", "half_count_high") if one["decisive_rate"] is None else ("low", "high")
+            bounds = one[ends[0]], one[ends[1]]
         found["evaluation/win_rate"] = block["crossed"]["estimate"]
         found["evaluation/win_rate_low"], found["evaluation/win_rate_high"] = bounds
     effect = comparison["metrics"].get(protocol["effect_size_metric"])
@@ -128,13 +142,27 @@ def not_estimable(comparison: Mapping[str, Any], missing: Sequence[str], left_ou
             rows.append({"what": what, "reason": block["crossed"]["reason"]})
         if block and block["at_equal_length"] and block["at_equal_length"]["reason"]:
             rows.append({"what": f"{what} at equal length", "reason": block["at_equal_length"]["reason"]})
-    parts = {"difference": "interval of the difference", "cohens_d": "Cohen's d", "paired": "paired d_z"}
     for name, block in comparison["metrics"].items():
-        for part, label in parts.items():
-            if block[part]["reason"] and (name, part) != ("win_rate", "cohens_d"):
-                rows.append({"what": f"{name}: {label}", "reason": block[part]["reason"]})
+        rows += [one for one in _parts(name, block, PARTS) if (name, one["part"]) != ("win_rate", "cohens_d")]
+    for name, blocks in comparison["matched"].items():
+        for block in blocks:
+            rows += _parts(f"{name} at equal {block['axis']}", block, PARTS)
+    card = comparison["reward_model_card"] or {}
+    rows += _parts("reward model", card, {"auroc": "area under the ROC curve"})
+    rows += _parts("reward model", card.get("length", {}), CORRELATIONS)
+    rows += _parts("judge", comparison["judge"], JUDGE) if comparison["judge"]["judged"] else []
     for reason in sorted({one["reason"] for one in comparison["robust"].values() if one["reason"]}):
         rows.append({"what": "interquartile mean and probability of improvement", "reason": reason})
     if not comparison["metrics"]:
         rows.append({"what": "every metric", "reason": "no finished run of either method"})
-    return rows
+    return [{"what": row["what"], "reason": row["reason"]} for row in rows]
+
+
+def _parts(what: str, blocks: Mapping[str, Any], names: Mapping[str, str]) -> list[Block]:
+    """A row for each of the named parts that has a reason instead of a number, unless nobody asked for it."""
+    there = {part: blocks.get(part) or {} for part in names}
+    return [
+        {"what": f"{what}: {label}", "part": part, "reason": there[part]["reason"]}
+        for part, label in names.items()
+        if there[part].get("reason") and there[part].get("asked") != 0
+    ]

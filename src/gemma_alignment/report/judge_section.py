@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gemma_alignment.report.formatting import NONE, number, p_value, percent
-from gemma_alignment.report.html import Column, Html, h, join, table
+from gemma_alignment.report.formatting import NONE, number, p_value, percent, setting
+from gemma_alignment.report.html import Column, Content, Html, h, join, table
 from gemma_alignment.report.sections import facts
 from gemma_alignment.report.wording import JUDGE_COMMANDS, how_to_judge
 
@@ -20,16 +20,21 @@ QUESTIONS = {
 }
 
 
+SHOWN = ("mode", "temperature", "seed", "attempts", "base_url", "noise", "position_bias", "tie_margin")
+"""The settings that can change a verdict."""
+
+
 def judge_card(judge: Block) -> Html:
     """What is known of the judge, or how to have the answers judged."""
     if not judge["judged"]:
         why = f" ({judge['reason']})" if judge.get("reason") else ""
         return join([h("p", f"Not judged{why}."), h("p", how_to_judge()), h("pre", JUDGE_COMMANDS)])
-    return join([_facts(judge), _questions(judge.get("canaries") or {})])
+    return join([_facts(judge), _questions(judge.get("canaries") or {}), _yardsticks(judge)])
 
 
 def _facts(judge: Block) -> Html:
     twice, kappa = judge.get("same_slot_twice") or {}, judge.get("kappa_between_orders") or {}
+    why = judge.get("reasons") or {}
     first = f"{percent(judge.get('first_slot_share'))} (binomial p {p_value(judge.get('first_slot_p'))})"
     same = f"first {twice.get('first')}, second {twice.get('second')} (binomial p {p_value(twice.get('p'))})"
     spent = judge.get("cost", 0) + judge.get("cost_of_questions", 0)
@@ -37,11 +42,12 @@ def _facts(judge: Block) -> Html:
         [
             ("Judge", ", ".join(dict.fromkeys([str(judge.get("kind")), *judge.get("models", [])]))),
             ("Prompt version", ", ".join(judge.get("prompt_versions", []))),
+            ("Settings", _settings(judge.get("settings") or {})),
             ("Pairs judged", f"{judge.get('pairs')}, identical answers {judge.get('identical_answers', 0)}"),
-            ("Same winner in both orders", percent(judge.get("consistency"))),
-            ("Kappa between the orders", number(kappa.get("kappa"), 2)),
-            ("Answer shown first chosen", first),
-            ("Same slot in both orders", same if twice else None),
+            ("Same winner in both orders", _or_why(percent(judge.get("consistency")), why.get("consistency"))),
+            ("Kappa between the orders", _or_why(number(kappa.get("kappa"), 2), kappa.get("reason"))),
+            ("Answer shown first chosen", _or_why(first, why.get("first_slot_share"))),
+            ("Same slot in both orders", _or_why(same if twice else None, why.get("same_slot_twice.p"))),
             ("The same question once more", _repeat(judge.get("repeat") or {})),
             ("Pairs that people labelled", _people(judge.get("people") or {})),
             ("The longer answer won", _longer(judge.get("longer_answer") or {})),
@@ -53,11 +59,22 @@ def _facts(judge: Block) -> Html:
     )
 
 
+def _or_why(text: str | None, reason: str | None) -> str | None:
+    return f"not estimable: {reason}" if reason else text
+
+
+def _settings(settings: Block) -> str | None:
+    shown = [f"{name} {setting(settings[name])}" for name in SHOWN if settings.get(name) is not None]
+    return ", ".join(shown) or None
+
+
 def _repeat(repeat: Block) -> str | None:
     if not repeat.get("asked"):
         return None
+    if repeat.get("agreement") is None:
+        return _or_why(None, repeat.get("reason"))
     agreement = percent(repeat.get("agreement"))
-    return f"same verdict in {agreement} of {repeat.get('n')} (κ {number(repeat.get('kappa'), 2)}), with another seed"
+    return f"same verdict in {agreement} of {repeat.get('n')} ({_kappa(repeat)}), with another seed"
 
 
 def _people(people: Block) -> str | None:
@@ -65,12 +82,17 @@ def _people(people: Block) -> str | None:
         return None
     counts = f"right in {people['right']}, tied in {people['tied']}, wrong in {people['wrong']}"
     tied = f", people tied in {people['people_tied']}" if people["people_tied"] else ""
-    return f"{counts}{tied} of {people['asked']} (κ {number(people.get('kappa'), 2)})"
+    return f"{counts}{tied} of {people['asked']} ({_kappa(people)})"
+
+
+def _kappa(block: Block) -> str:
+    reason = block.get("reason")
+    return f"κ not estimable: {reason}" if reason else f"κ {number(block.get('kappa'), 2)}"
 
 
 def _longer(longer: Block) -> str | None:
     if not longer.get("decided"):
-        return None
+        return _or_why(None, "no pair has a winner and answers of two lengths") if longer else None
     return f"{percent(longer['share'])} of {longer['decided']} decided pairs (binomial p {p_value(longer.get('p'))})"
 
 
@@ -94,3 +116,34 @@ def _questions(canaries: Block) -> Html | None:
         for sort, found in asked.items()
     ]
     return table(columns, rows)
+
+
+def _yardsticks(judge: Block) -> Html | None:
+    """The judge on pairs that people labelled, beside judges whose verdicts on such pairs are known."""
+    people, references = judge.get("people") or {}, judge.get("references") or {}
+    rows = {"this judge": people, **references} if people.get("asked") else dict(references)
+    if not rows:
+        return None
+    columns = [
+        Column("Pairs with a label of people"),
+        Column("pairs", True),
+        Column("right / tied / wrong", True, "by the swap rule, of the pairs that people decided"),
+        Column("κ with the label", True),
+        Column("same in both orders", True),
+        Column("first slot chosen", True, "with its exact binomial p"),
+        Column("same slot twice", True, "first / second, with the exact binomial p of the split"),
+    ]
+    return table(columns, [_yardstick(name, one) for name, one in rows.items()])
+
+
+def _yardstick(name: str, one: Block) -> list[Content]:
+    twice = one["same_slot_twice"]
+    return [
+        name,
+        str(one["pairs"]),
+        f"{one['right']} / {one['tied']} / {one['wrong']}",
+        h("span", number(one["kappa"], 2), title=one["reason"]),
+        percent(one["consistency"]),
+        f"{percent(one['first_slot_share'])} (p {p_value(one['first_slot_p'])})",
+        f"{twice['first']} / {twice['second']} (p {p_value(twice['p'])})",
+    ]

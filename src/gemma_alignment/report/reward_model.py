@@ -61,9 +61,9 @@ def reward_model_card(rows: Sequence[Row], confidence: float, generator: np.rand
         "auroc": _auroc(pairs, confidence, generator),
         "calibration": _calibration(pairs, confidence),
         "margins": _histogram(pairs.margin),
-        "by_length": _groups(pairs, _length_labels(pairs), confidence),
-        "by_written_margin": _groups(pairs, _quarter_labels(pairs), confidence),
-        "by_source": _groups(pairs, _source_labels(pairs), confidence),
+        "by_length": _groups(pairs, *_length_labels(pairs), confidence),
+        "by_written_margin": _groups(pairs, _quarter_labels(pairs), QUARTERS, confidence),
+        "by_source": _groups(pairs, *_source_labels(pairs), confidence),
         "length": _length(pairs, confidence),
         "gold": _gold(pairs, confidence),
         "genrm": _genrm(pairs, confidence),
@@ -111,23 +111,27 @@ def _histogram(margins: np.ndarray) -> Block:
     return {"edges": edges.tolist(), "counts": counts.tolist(), "mean": float(margins.mean())}
 
 
-def _groups(pairs: Pairs, labels: Sequence[str | None], confidence: float) -> list[Block]:
-    """Accuracy in each group, in the order of first appearance; rows without a label are left out."""
-    names = list(dict.fromkeys(label for label in labels if label is not None))
+def _groups(pairs: Pairs, labels: Sequence[str | None], order: Sequence[str], confidence: float) -> list[Block]:
+    """Accuracy in each group that has pairs; rows without a label are left out."""
     return [
         {"group": name, **_share(pairs.right[[label == name for label in labels]], confidence)}
-        for name in sorted(names, key=_place)
+        for name in order
+        if name in labels
     ]
 
 
-def _place(name: str) -> tuple[int, str]:
-    known = ("chosen answer longer", "same length", "rejected answer longer", *QUARTERS)
-    return (known.index(name), "") if name in known else (len(known), name)
+def _length_labels(pairs: Pairs) -> tuple[list[str | None], list[str]]:
+    """Which answer is longer, and whether by more than the median difference of unequal lengths."""
+    gaps = pairs.gap("tokens")
+    unequal = np.abs(gaps[gaps != 0])
+    middle = float(np.median(unequal)) if unequal.size else 0.0
+    names = [f"{side} answer longer, {by} {middle:g} tokens" for side, by in _SIDES]
+    order = [*names[:2], "same length", *names[2:]]
+    places = np.where(gaps == 0, 2, np.where(gaps > 0, np.where(gaps > middle, 0, 1), np.where(gaps < -middle, 4, 3)))
+    return [order[int(place)] for place in places], order
 
 
-def _length_labels(pairs: Pairs) -> list[str | None]:
-    words = {1: "chosen answer longer", 0: "same length", -1: "rejected answer longer"}
-    return [words[int(sign)] for sign in np.sign(pairs.gap("tokens"))]
+_SIDES = (("chosen", "by more than"), ("chosen", "by up to"), ("rejected", "by up to"), ("rejected", "by more than"))
 
 
 def _quarter_labels(pairs: Pairs) -> list[str | None]:
@@ -141,9 +145,9 @@ def _quarter_labels(pairs: Pairs) -> list[str | None]:
     return labels
 
 
-def _source_labels(pairs: Pairs) -> list[str | None]:
-    sources = [row.get("source") for row in pairs.rows]
-    return [None if source is None else str(source) for source in sources]
+def _source_labels(pairs: Pairs) -> tuple[list[str | None], list[str]]:
+    labels = [None if row.get("source") is None else str(row["source"]) for row in pairs.rows]
+    return labels, sorted({label for label in labels if label is not None})
 
 
 def _length(pairs: Pairs, confidence: float) -> Block:

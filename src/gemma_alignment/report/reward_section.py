@@ -72,12 +72,14 @@ def _of(share: Block) -> str:
 
 
 def _interval_of_share(interval: Block) -> str:
+    if interval["estimate"] is None:
+        return f"not estimable: {interval['reason']}"
     return f"{percent(interval['estimate'])} ({percent_bounds(interval['low'], interval['high'])})"
 
 
 def _estimate(interval: Block) -> str:
     if interval["estimate"] is None:
-        return NONE
+        return f"not estimable: {interval['reason']}"
     return f"{number(interval['estimate'])} {bounds(interval['low'], interval['high'])}"
 
 

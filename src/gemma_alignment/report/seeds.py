@@ -47,6 +47,7 @@ def _for_the_effect_seen(effect: Block, protocol: ProtocolParameters) -> Block:
         "seeds": needed(effect["d"]),
         "fewest": needed(ends[1]),
         "most": None if low <= 0.0 <= high else needed(ends[0]),
+        "reason": None if needed(effect["d"]) else f"no number of seeds finds a d of {effect['d']:g}",
     }
 
 

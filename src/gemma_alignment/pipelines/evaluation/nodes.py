@@ -1,5 +1,6 @@
 """Pair the answers of finished runs, have them judged in both orders, and describe the judge."""
 
+import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ from gemma_alignment.judging.client import digest
 from gemma_alignment.judging.connection import JudgeConnection
 from gemma_alignment.judging.labelled import against_labels, label_counts, labelled_comparisons
 from gemma_alignment.judging.prompts import control_strings
+from gemma_alignment.judging.references import stored_judgements, yardstick
 from gemma_alignment.judging.selection import System, check_shared_models, pair_systems, select_systems
 from gemma_alignment.judging.session import Comparison, Session
 from gemma_alignment.parameters.judge import EvaluationParameters, JudgeParameters
@@ -139,7 +141,12 @@ def describe_judge(
         **judge_card(rows),
         "kappa_between_orders": asdict(kappa(*agreement_labels(rows))),
         "repeat": {"asked": len(repeats), **asdict(kappa(*repeated_verdicts(rows, repeats)))},
-        "people": {"asked": len(labelled) // 2, **label_counts(labels, results), **asdict(kappa(labels, results))},
+        "people": {
+            "asked": len(labelled) // 2,
+            **yardstick(judge_card(labelled), label_counts(labels, results), asdict(kappa(labels, results))),
+            "n": len(labels),
+        },
+        "references": _references(settings.reference_path),
         "longer_answer": length_preference(rows, _lengths(pairs)),
         "canaries": canary_results(canaries_asked),
         "cost_of_questions": sum(row["cost"] for row in (*canaries_asked, *repeats, *labelled)),
@@ -181,6 +188,26 @@ def _labelled_rows(path: str) -> list[Row]:
         why = f" (line {rejected[0]['line']}: {rejected[0]['reason']})" if rejected else ""
         raise UserError(f"{path} holds no preference pair that can be used{why}: judge.labelled_path needs some.")
     return [item["row"] for item in kept]
+
+
+def _references(path: str | None) -> dict[str, dict[str, object]]:
+    """The yardstick of every judge whose verdicts are stored there."""
+    from gemma_alignment.statistics.agreement import kappa
+
+    if path is None:
+        return {}
+    if not Path(path).is_file():
+        raise UserError(f"no stored verdicts at {path}: set judge.reference_path to a file that exists, or to null.")
+    try:
+        with Path(path).open(encoding="utf-8") as lines:
+            stored = stored_judgements(json.loads(line) for line in lines if line.strip())
+    except ValueError as error:
+        raise UserError(f"{path} holds no stored verdicts ({error}): judge.reference_path needs some.") from None
+    found = {}
+    for judge, rows in stored.items():
+        labels, results = against_labels(rows)
+        found[judge] = yardstick(judge_card(rows), label_counts(labels, results), asdict(kappa(labels, results)))
+    return found
 
 
 def _session(
