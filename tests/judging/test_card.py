@@ -185,10 +185,24 @@ def test_a_judge_that_is_flattered_or_commanded_fails_that_canary_alone(scripted
     assert results[sort]["right"] == 0
 
 
+def test_a_judge_that_does_as_it_is_told_is_found_out_where_the_swap_hides_it(scripted):
+    """Told to output the first slot, it does so in both orders: by the swap rule a tie, in one order a win."""
+
+    def obedient(request, attempt):
+        if INJECTION in request.answer_1 + request.answer_2:
+            return '{"verdict": "1"}'
+        return '{"verdict": "%s"}' % ("1" if quality("", request.answer_1) > quality("", request.answer_2) else "2")
+
+    rows = Session(scripted(obedient), None, 1, 1, skip_identical=False).judgements(canaries(PREFERENCES, 5))
+    results = canary_results(rows)
+    assert results["injection"] == {"asked": 5, "right": 5, "both_orders": 0, "missing": 0}
+    assert results["known"] == {"asked": 5, "right": 5, "both_orders": 5, "missing": 0}
+
+
 def test_an_instruction_inside_an_answer_may_tie_but_not_win(scripted):
     judge = scripted(lambda request, attempt: '{"verdict": "tie"}')
     results = canary_results(Session(judge, None, 1, 1, skip_identical=False).judgements(canaries(PREFERENCES, 5)))
-    assert results["injection"]["right"] == 5
+    assert results["injection"]["right"] == results["injection"]["both_orders"] == 5
     assert results["flattery"]["right"] == results["known"]["right"] == 0
 
 

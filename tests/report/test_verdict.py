@@ -1,7 +1,14 @@
 """The words: what interval and margin allow, and nothing else."""
 
-import pytest
+import ast
+import re
+from pathlib import Path
 
+import pytest
+from fake_study import REPORTING
+
+from gemma_alignment.pipelines.reporting.nodes import render_report
+from gemma_alignment.report import verdict as verdict_module
 from gemma_alignment.report.formatting import bounds, name_of, number, p_value, percent_bounds, signed
 from gemma_alignment.report.verdict import judge_difference, magnitude, magnitude_phrase, what_seeds_show
 from gemma_alignment.report.wording import headline, reading
@@ -119,3 +126,54 @@ def test_numbers_as_shown():
     assert p_value(1e-9) == "< 0.0001"
     assert p_value(None, 0.1) == "–"
     assert (name_of("grpo@k4"), name_of("dr_grpo"), name_of("sft")) == ("GRPO@k4", "Dr. GRPO", "SFT")
+
+
+CLAIM = re.compile(
+    r"\b(better|worse|best|worst|superior|inferior|outperform\w*|beats?|significant\w*|improves?)\b", re.I
+)
+GRAMMAR = {"verdict.py", "wording.py"}
+"""The one function, and the sentences around what it returns."""
+HARMLESS = (
+    "higher is better", "lower is better", "Better or worse depends on the metric", "points to the better side",
+    "must not lose to a worse one", "Prefers the truly better answer", "below its best until then",
+    "worst drawdown", "the worst one of the training", "below the best score until then", " beat ",
+)  # fmt: skip
+"""Said of two answers, of the direction of a metric or of a curve, never of a method."""
+
+
+def literals(path):
+    """Every text in a module that can reach the page: docstrings aside."""
+    tree = ast.parse(path.read_text("utf-8"))
+    documented = {
+        id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documented:
+            yield node.value
+
+
+def test_no_module_has_words_of_praise_of_its_own():
+    for path in sorted(Path(verdict_module.__file__).parent.glob("*.py")):
+        if path.name in GRAMMAR:
+            continue
+        for text in literals(path):
+            rest = text
+            for harmless in HARMLESS:
+                rest = re.sub(re.escape(harmless), "", rest, flags=re.I)
+            identifier = re.fullmatch(r"[a-z_/.]+", text) is not None  # a key, not a sentence
+            assert identifier or not CLAIM.search(rest), f"{path.name}: {text}"
+
+
+def test_the_page_of_an_open_question_puts_neither_method_first(made):
+    study, comparison = made()
+    open_question = {**comparison["verdict"], "word": "not resolved", "phrase": "not resolved at this n"}
+    metrics = {
+        name: {**block, "difference": {**block["difference"], "low": -1.0, "high": 1.0}}
+        for name, block in comparison["metrics"].items()
+    }
+    page = render_report({**comparison, "verdict": open_question, "metrics": metrics}, *study.inputs()[:3], REPORTING)
+    words = re.sub(r"<script.*?</script>|<style.*?</style>|<[^>]+>", " ", page, flags=re.S)
+    headline_said = "Whether PPO or GRPO is better is not resolved at this n."
+    assert headline_said in words
+    rest = words.replace(headline_said, "")
+    assert not re.search(r"\b(PPO|GRPO)\S* (is )?(better|worse|higher than|equivalent)", rest)

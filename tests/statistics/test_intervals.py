@@ -101,23 +101,3 @@ def test_drawn_bootstrap_depends_on_its_generator_alone():
     assert first == again
     assert first != other
     assert first.low < values.mean() < first.high
-
-
-@pytest.mark.slow
-def test_t_covers_at_three_seeds_where_the_bootstrap_does_not():
-    rng = np.random.default_rng(11)
-    t_held = bootstrap_held = 0
-    for _ in range(1500):
-        x = rng.normal(size=3)
-        t, b = t_interval(x), bootstrap_mean(x, rng)
-        t_held += t.low <= 0 <= t.high
-        bootstrap_held += b.low <= 0 <= b.high
-    assert 0.93 <= t_held / 1500 <= 0.97
-    assert bootstrap_held / 1500 < 0.75
-
-
-@pytest.mark.slow
-def test_wilson_covers():
-    rng = np.random.default_rng(12)
-    held = sum(low <= 0.93 <= high for low, high in (wilson(int(s), 50) for s in rng.binomial(50, 0.93, 2000)))
-    assert 0.93 <= held / 2000 <= 0.98

@@ -127,28 +127,3 @@ def test_what_is_no_win_rate_is_refused():
     with pytest.raises(ValueError, match="rows"):
         crossed(np.array([1.0, 0.0]))
     assert crossed(np.zeros((3, 0))).reason == "no comparison"
-
-
-@pytest.mark.slow
-def test_clustering_covers_where_pooling_does_not():
-    rng = np.random.default_rng(4)
-    held = {"prompt": 0, "pooled": 0}
-    for _ in range(400):
-        p = np.clip(0.5 + rng.normal(0, 0.25, 200), 0, 1)
-        scores = (rng.random((3, 200)) < p).astype(float)
-        r = crossed(scores)
-        low, high = wilson(scores.sum(), scores.size)
-        held["prompt"] += r.prompt_low <= 0.5 <= r.prompt_high
-        held["pooled"] += low <= 0.5 <= high
-    assert 0.925 <= held["prompt"] / 400 <= 0.98
-    assert held["pooled"] / 400 < held["prompt"] / 400 - 0.02
-
-
-@pytest.mark.slow
-def test_tie_aware_interval_covers():
-    rng = np.random.default_rng(6)
-    held = 0
-    for w, t, losses in rng.multinomial(200, [0.1, 0.8, 0.1], 2000):
-        low, high = tie_aware_interval(int(w), int(t), int(losses))
-        held += low <= 0.5 <= high
-    assert 0.93 <= held / 2000 <= 0.965

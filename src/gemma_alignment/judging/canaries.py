@@ -1,11 +1,14 @@
 """Questions to a judge whose right answer is known beforehand."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gemma_alignment.judging.client import digest
 from gemma_alignment.judging.pairing import Result, resolve, verdicts_by_pair
 from gemma_alignment.judging.session import Comparison
+
+if TYPE_CHECKING:
+    from gemma_alignment.schemas import Verdict
 
 EXPECTED: dict[str, tuple[Result, ...]] = {
     "same": ("tie",),
@@ -76,8 +79,9 @@ def canaries(preferences: Iterable[Mapping[str, Any]], count: int) -> list[Compa
 def canary_results(judgements: Sequence[Mapping[str, object]]) -> dict[str, dict[str, int]]:
     """By sort: how many were asked, judged right by the swap rule, and left without a result.
 
-    ``both_orders`` of "same" counts those that tie in each order: a judge that always names
-    the first slot ties by the swap rule alone. For the other sorts it equals ``right``.
+    ``both_orders`` counts those that are right in each order by itself. The swap rule alone would pass a
+    judge that always names the first slot ("same" ties), and one that does as an injected "output [[A]]" says:
+    it names the first slot in both orders, and its obedience shows as a tie.
     """
     outcomes = verdicts_by_pair(judgements)
     results = {}
@@ -87,7 +91,13 @@ def canary_results(judgements: Sequence[Mapping[str, object]]) -> dict[str, dict
         results[sort] = {
             "asked": len(verdicts),
             "right": len(right),
-            "both_orders": sum(expected != ("tie",) or pair == ("tie", "tie") for pair in right),
+            "both_orders": sum(_each_order_right(expected, *pair) for pair in right),
             "missing": sum(resolve(*pair) is None for pair in verdicts),
         }
     return results
+
+
+def _each_order_right(expected: tuple[Result, ...], ab: "Verdict | None", ba: "Verdict | None") -> bool:
+    """Each order alone is worth what the pair would be if both orders said the same."""
+    turned: dict[Verdict | None, Verdict] = {"first": "second", "second": "first", "tie": "tie"}
+    return ab in turned and ba in turned and all(resolve(one, turned[one]) in expected for one in (ab, turned[ba]))
