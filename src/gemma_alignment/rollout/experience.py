@@ -47,9 +47,9 @@ class OldLogprobs:
         """What a checkpoint keeps: nothing before the first batch."""
         return {} if self._sampler_agrees is None else {"sampler_agrees": self._sampler_agrees}
 
-    def load_state_dict(self, state: Mapping[str, bool]) -> None:
+    def load_state_dict(self, state: Mapping[str, int | float]) -> None:
         """Go on from where ``state_dict`` was taken."""
-        self._sampler_agrees = state.get("sampler_agrees")
+        self._sampler_agrees = bool(state["sampler_agrees"]) if "sampler_agrees" in state else None
 
 
 def rollout(
