@@ -4,7 +4,7 @@ import pytest
 import torch
 from modeling.test_roles import batch
 from torch import nn
-from toy import LORA, SHAPE, chat, disturb
+from toy import LORA, SHAPE, chat, disturb, rounded, shared
 
 from gemma_alignment.modeling.roles import SharedBase
 from gemma_alignment.modeling.tiny import tiny_gemma
@@ -41,6 +41,22 @@ def test_checkpointing_changes_no_gradient() -> None:
     assert max(float(g.abs().max()) for g in plain) > 1e-3
     for one, other in zip(plain, saving, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def test_in_four_bits_a_forward_without_gradient_changes_neither_weights_nor_gradients(tmp_path) -> None:
+    """bitsandbytes would lay them out anew on CPUs with AVX512-BF16, and leave them out of every later backward."""
+    one = shared(("policy",), base=rounded("nf4", tmp_path))
+    disturb(one, "policy", 0.1)
+    weights = {key: value.clone() for key, value in one.peft.state_dict().items()}
+    before = gradients(one)
+    with one.role("policy"):
+        one.logprobs(batch(), 1.0)
+    merged = one.merged("policy", torch.float32)
+    for first, later in zip(before, gradients(one), strict=True):
+        assert torch.equal(first, later)
+    assert all(torch.equal(value, weights[key]) for key, value in one.peft.state_dict().items())
+    for key, value in one.merged("policy", torch.float32).state_dict().items():
+        assert torch.equal(value, merged.state_dict()[key])
 
 
 @pytest.mark.parametrize("weights", ["merged", "adapter"])

@@ -103,4 +103,8 @@ def load_base(directory: str, quantization: str, dtype: str, device: Any) -> Any
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # a noisy log-probability makes the first ratio differ from 1
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # bitsandbytes would lay the weights out anew at the first forward without a gradient, rounding them,
+            # and later backward passes would leave these layers out: wrong gradients without an error
+            module.support_avx512bf16_for_cpu = False
     return model.eval().requires_grad_(False)
