@@ -19,6 +19,7 @@ from gemma_alignment.judging.client import JudgeUnavailable, Request, RequestRef
 from gemma_alignment.judging.connection import JudgeConnection
 from gemma_alignment.judging.parsing import parse_verdict
 from gemma_alignment.judging.prompts import SYSTEM
+from gemma_alignment.judging.service import OPENAI
 from gemma_alignment.judging.session import Comparison, Session
 from gemma_alignment.parameters.judge import JudgeParameters
 
@@ -337,6 +338,12 @@ def test_without_a_key_nothing_is_tried(judge_section, tmp_path):
     parameters = build(JudgeParameters, judge_section(base_url=None), "judge")
     with pytest.raises(UserError, match="OPENAI_API_KEY is not set"):
         JudgeConnection(tmp_path / "cache.jsonl").judge(parameters)
+
+
+def test_only_the_parameters_say_where_requests_go(judge_section, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    parameters = build(JudgeParameters, judge_section(base_url=None), "judge")
+    assert JudgeConnection(tmp_path / "cache.jsonl", KEY).judge(parameters).service.base_url.startswith(OPENAI)
 
 
 def test_a_service_of_ones_own_needs_no_key(service, judge_section, tmp_path):

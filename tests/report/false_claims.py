@@ -1,9 +1,15 @@
-"""Studies of one arm against itself: whatever the report claims of them is false."""
+"""Studies of one arm against itself: whatever the report claims of them is false.
 
+``python tests/report/false_claims.py docs/coverage.md`` writes the document's last section anew.
+"""
+
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 from fake_study import PROTOCOL, SEEDS
+from scipy import stats
 
 from gemma_alignment.config import build
 from gemma_alignment.parameters.reporting import ProtocolParameters
@@ -24,6 +30,9 @@ QUANTITIES = {
     "eval/perplexity": (2.1, 0.02),
 }
 """Mean and sd over seeds, the same for both methods."""
+SEED_SDS = (0.0, 0.03, 0.08)
+REPEATS = 2_000
+HEADING = "## One arm against itself\n"
 KINDS = ("headline", "headline, not judged", "any reading of the secondary family")
 
 
@@ -72,3 +81,36 @@ def _study(rng, seed_sd):
 
 def _row(rng):
     return {"iteration": 80, **{name: float(rng.normal(mean, sd)) for name, (mean, sd) in QUANTITIES.items()}}
+
+
+def exact_interval(claims: int, repeats: int) -> tuple[float, float]:
+    """The exact 95% interval of the rate of claims."""
+    found = stats.binomtest(claims, repeats).proportion_ci(0.95, "exact")
+    return float(found.low), float(found.high)
+
+
+def section(counts: dict[float, Counter[str]]) -> str:
+    """The last section of the document, from the counts by seed sd."""
+    text = f"""{HEADING}
+{REPEATS:,} simulated studies each of two methods that are one: 3 seeds, {PROMPTS} prompts, a fifth of the comparisons
+ties, prompts that differ with a standard deviation of {PROMPT_SD} and seeds with the one named. Every study is
+compared as a whole; a claim is a headline of "better", or a reading of the secondary family that says anything but
+"not resolved". At a level of 5% the lower end of the exact 95% interval must not lie above 0.05. Held by
+`pytest -m slow tests/report/test_false_claims.py`, written by `python tests/report/false_claims.py docs/coverage.md`.
+
+| seed sd | false claim | studies | rate | exact 95% interval |
+|---|---|---|---|---|
+"""
+    for seed_sd, found in counts.items():
+        for kind in KINDS:
+            low, high = exact_interval(found[kind], REPEATS)
+            rate = found[kind] / REPEATS
+            text += f"| {seed_sd:g} | {kind} | {found[kind]} of {REPEATS:,} | {rate:.4f} | {low:.4f} to {high:.4f} |\n"
+    return text
+
+
+if __name__ == "__main__":
+    document = Path(sys.argv[1])
+    start = document.read_text("utf-8").partition(HEADING)[0].rstrip("\n")
+    made = section({seed_sd: false_claims(REPEATS, seed_sd) for seed_sd in SEED_SDS})
+    document.write_text(f"{start}\n\n{made}", encoding="utf-8")

@@ -304,4 +304,6 @@ def table(cells: list[Cell]) -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(INTRODUCTION + table(simulate()), encoding="utf-8")
+    document = Path(sys.argv[1])
+    _, heading, rest = (document.read_text("utf-8") if document.exists() else "").partition("\n## ")
+    document.write_text(INTRODUCTION + table(simulate()) + heading + rest, encoding="utf-8")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+OPENAI = "https://api.openai.com/v1"
 RETRIED = frozenset({408, 409, 429})
 """Statuses below 500 that may pass by themselves; from 500 on all may."""
 FIRST_SERVER_ERROR = 500
@@ -68,7 +69,7 @@ class Service:
         self._pacer = Pacer(remote.requests_per_minute, self._stopping)
         self._client = openai.OpenAI(
             api_key=api_key,
-            base_url=parameters.base_url,
+            base_url=parameters.base_url or OPENAI,  # named, or OPENAI_BASE_URL would send it elsewhere, cap and all
             timeout=remote.timeout_s,
             max_retries=0,
             http_client=openai.DefaultHttpx2Client(event_hooks={"response": [end_in_time]}),
