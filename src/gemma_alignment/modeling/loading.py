@@ -100,7 +100,8 @@ def load_base(directory: str, quantization: str, dtype: str, device: Any) -> Any
         raise _explain(directory, error) from error
     if quantization == "none":
         model = model.to(device)
-    for module in model.modules():
+    modules: list[Any] = list(model.modules())
+    for module in modules:
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # a noisy log-probability makes the first ratio differ from 1
         if hasattr(module, "support_avx512bf16_for_cpu"):
