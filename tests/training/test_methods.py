@@ -16,7 +16,9 @@ from gemma_alignment.objectives.advantages import gae, group_centered, group_whi
 from gemma_alignment.objectives.kl import k1
 from gemma_alignment.objectives.masking import masked_mean
 from gemma_alignment.objectives.rewards import token_rewards
+from gemma_alignment.pipeline_registry import register_pipelines
 from gemma_alignment.schemas import Normalizer
+from gemma_alignment.stages import ARMS
 from gemma_alignment.training.methods import METHODS
 from gemma_alignment.training.methods.base import MethodSettings
 from gemma_alignment.training.score_normalization import EMANormalizer
@@ -46,6 +48,12 @@ def test_every_parameters_file_builds_its_method(name):
     method = configured(name)
     assert method.name == name
     assert isinstance(method, MethodSettings)
+
+
+def test_every_method_is_an_arm_with_a_pipeline():
+    """So that ``kedro run --pipeline=<method>`` and ``kedro study --methods`` know it."""
+    assert ARMS == tuple(METHODS)
+    assert set(METHODS) <= set(register_pipelines())
 
 
 def test_the_two_arms_of_the_study_are_what_they_are_called():
