@@ -1,8 +1,6 @@
 """The swap rule: all sixteen cells, its symmetry, and real verdicts to the last count."""
 
 import itertools
-import json
-from collections import Counter
 
 import pytest
 
@@ -60,20 +58,3 @@ def test_rows_are_brought_together_by_pair():
         {"system_a": "p", "system_b": "g", "prompt_id": "2", "order": "ab", "verdict": "unparsed"},
     ]
     assert verdicts_by_pair(rows) == {("p", "g", "1"): ("first", "second"), ("p", "g", "2"): (None, None)}
-
-
-def test_real_verdicts_resolve_to_the_published_counts(judge_swap):
-    """419 pairs by two judges (LLMBar): the first slot holds output 1 in AB and output 2 in BA."""
-    slot = {"Output (a)": "first", "Output (b)": "second"}
-    results: dict[tuple[str, str], Counter[str | None]] = {}
-    for line in (judge_swap / "LLMBar" / "verdicts_vanilla.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        result = resolve(slot[row["ab_raw"]], slot[row["ba_raw"]])
-        results.setdefault((row["subset"], row["judge"]), Counter())[result] += 1
-    expected = json.loads((judge_swap / "expected_llmbar.json").read_text())["files"]
-    assert len(expected) == 10
-    for block in expected:
-        found = results[block["subset"], block["judge"]]
-        counted = {"output_1": found["win"], "output_2": found["loss"], "tie": found["tie"]}
-        assert counted == block["after_rule"]
-        assert found.total() == block["n"]
