@@ -15,6 +15,10 @@ RELATIVE_ZERO = 1e-12
 """Below this share of the largest value, a difference is rounding and counts as none."""
 
 
+LARGEST = 1e150
+"""Squares of larger values leave the range of a float64."""
+
+
 def as_values(values: Numbers) -> NDArray[np.float64]:
     """``values`` as a flat float64 array; ValueError when it is not one-dimensional."""
     array = np.asarray(values, dtype=np.float64)
@@ -50,4 +54,6 @@ def unusable(*groups: NDArray[np.float64], least: int = 2) -> str | None:
             return f"n = {group.size}: at least {least} values a group are needed"
         if not np.all(np.isfinite(group)):
             return "a value is not a finite number"
+        if group.size and np.max(np.abs(group)) > LARGEST:
+            return f"a value is beyond {LARGEST:g}: its square would not be a number"
     return None

@@ -112,6 +112,9 @@ def paired_difference(a: Numbers, b: Numbers, confidence: float = 0.95) -> Inter
     x, y = as_values(a), as_values(b)
     if x.size != y.size:
         raise ValueError(f"paired values need equal lengths, got {x.size} and {y.size}")
+    reason = unusable(x, y)
+    if reason:
+        return Interval(_difference_of_means(x, y), reason=reason)
     result = t_interval(x - y, confidence)
     if result.low is not None and float(np.std(x - y, ddof=1)) <= rounding_of(x, y):
         return Interval(result.estimate, df=result.df, reason="no variance among the paired differences")
@@ -147,7 +150,6 @@ def _resampled_means(x: np.ndarray, generator: np.random.Generator, draws: int) 
 
 
 def _difference_of_means(x: np.ndarray, y: np.ndarray) -> float | None:
-    if not x.size or not y.size:
+    if unusable(x, y, least=1):
         return None
-    difference = float(np.mean(x) - np.mean(y))
-    return difference if math.isfinite(difference) else None
+    return float(np.mean(x) - np.mean(y))

@@ -10,6 +10,8 @@ from gemma_alignment.statistics._numbers import Numbers, as_values, check_confid
 from gemma_alignment.statistics.intervals import t_quantile
 
 MOST_STEPS = 50
+ROUNDING = 1e-14
+"""Of a variance on the logit scale."""
 BEYOND = 15.0
 """A logit of this size on standardised lengths is a fit that runs off to infinity."""
 
@@ -107,7 +109,8 @@ def _robust_errors(
     np.add.at(scores, groups, design * (y - mean)[:, None])
     scores[np.abs(scores) < 1e-12] = 0.0
     variance = bread @ (count / (count - 1.0) * scores.T @ scores) @ bread
-    return np.sqrt(np.diag(variance))
+    # What is only rounding counts as none; it may lie below 0.
+    return np.sqrt(np.where(np.diag(variance) > ROUNDING, np.diag(variance), 0.0))
 
 
 def _mean(design: np.ndarray, beta: np.ndarray) -> np.ndarray:

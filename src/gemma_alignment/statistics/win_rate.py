@@ -110,7 +110,9 @@ def summarize(wins: int, ties: int, losses: int, confidence: float = 0.95) -> Wi
     decided = wins + losses
     decisive_low, decisive_high = wilson(wins, decided, confidence)
     test = sign_test(wins, losses)
-    reason = None if decided else "every comparison is a tie: read the Wilson interval on half counts"
+    reason = None if n > 1 else "one comparison has no standard error"
+    if not decided:
+        reason = "every comparison is a tie: read the Wilson interval on half counts"
     return WinRate(
         rate,
         low,
