@@ -85,6 +85,20 @@ def test_a_sweep_does_not_double_the_configured_value(parameters):
         check(variant, parameters)
 
 
+def test_what_an_arm_starts_from_can_be_ablated_and_how_its_models_are_held_cannot(parameters):
+    found = ablations(["rl_base"], BOTH, parameters)
+    assert names(found) == ["ppo@rl_base-sft_adapter", "grpo@rl_base-sft_adapter"]
+    assert found[1].params == {"variant": "rl_base-sft_adapter", "modeling.rl_base": "sft_adapter"}
+    assert accepted(found, parameters) == (found, [])
+    assert names(sweeps(["modeling.sharing=one_base,separate_copies"], ["grpo"], parameters)) == [
+        "grpo@sharing-separate_copies"
+    ]
+    with pytest.raises(UserError, match="Another SFT or reward model is a study of its own"):
+        sweeps(["modeling.quantization=nf4"], BOTH, parameters)
+    with pytest.raises(UserError, match="unknown parameter quantization"):
+        ablations(["quantization"], BOTH, parameters)
+
+
 def test_several_sweeps_and_a_parameter_that_methods_share(parameters):
     configured = parameters["kl_control"]["target"]
     found = sweeps(["ppo.gae_lambda=0.9, 0.95", f"kl_control.target=1e-1,{configured},1"], BOTH, parameters)

@@ -67,7 +67,7 @@ def test_a_damaged_adapter_is_refused(adapter, roles, name, damage):
 def test_a_damaged_model_is_refused(model, name, damage):
     load_base(str(model), "none", "float32", "cpu")
     damage(model / name)
-    with pytest.raises(UserError, match=r"(?s)Cannot load a model from .*damaged directory is made anew"):
+    with pytest.raises(UserError, match=r"(?s)Cannot load a model from .*A damaged directory is made anew"):
         load_base(str(model), "none", "float32", "cpu")
 
 
@@ -75,7 +75,7 @@ def test_a_damaged_model_is_refused(model, name, damage):
 def test_a_damaged_tokenizer_is_refused(model, damage):
     load_chat(str(model))
     damage(model / "tokenizer.json")
-    with pytest.raises(UserError, match=r"(?s)Cannot load a model from .*damaged directory is made anew"):
+    with pytest.raises(UserError, match=r"(?s)Cannot load a model from .*A damaged directory is made anew"):
         load_chat(str(model))
 
 
@@ -85,3 +85,17 @@ def test_a_damaged_normalizer_is_refused(adapter, damage):
     damage(adapter / "normalizer.json")
     with pytest.raises(UserError, match=r"(?s)Cannot read .*normalizer\.json.*--pipeline=reward_model"):
         read_normalizer(str(adapter))
+
+
+def test_four_bits_where_they_cannot_be_computed_are_refused(model, monkeypatch):
+    def unfit(*args, **more):
+        raise RuntimeError("no kernel image is available")
+
+    load_base(str(model), "none", "float32", "cpu")
+    monkeypatch.setattr("bitsandbytes.functional.quantize_4bit", unfit)
+    message = r"(?s)4 bits cannot be computed on cpu here: RuntimeError: no kernel.*modeling\.quantization=none"
+    with pytest.raises(UserError, match=message):
+        load_base(str(model), "nf4", "float32", "cpu")
+    monkeypatch.setitem(__import__("sys").modules, "bitsandbytes.functional", None)
+    with pytest.raises(UserError, match="4 bits cannot be computed on cpu"):
+        load_base(str(model), "nf4", "float32", "cpu")

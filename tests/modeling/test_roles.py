@@ -100,9 +100,9 @@ def test_a_merged_copy_equals_the_adapter_and_leaves_the_base_alone() -> None:
     before = {key: value.clone() for key, value in model.model.state_dict().items()}
     plain = SharedBase(model.merged("policy", torch.float32), None, 0)
     with model.role("policy"), torch.no_grad():
-        adapted = model.logits(batch())
+        adapted = model.head(model.response_states(batch()))
     with plain.role("reference"):
-        torch.testing.assert_close(plain.logits(batch()), adapted, atol=1e-4, rtol=0)
+        torch.testing.assert_close(plain.head(plain.response_states(batch())), adapted, atol=1e-4, rtol=0)
     assert all(torch.equal(value, before[key]) for key, value in model.model.state_dict().items())
 
 
@@ -133,9 +133,9 @@ def test_four_bits_train_and_merge_without_touching_the_base(tmp_path) -> None:
     disturb(model, "policy", 0.1)
     plain = SharedBase(model.merged("policy", torch.float32), None, 0)
     with model.role("policy"), torch.no_grad():
-        adapted = model.logits(batch())
+        adapted = model.head(model.response_states(batch()))
     with plain.role("reference"):
-        torch.testing.assert_close(plain.logits(batch()), adapted, atol=1e-3, rtol=0)
+        torch.testing.assert_close(plain.head(plain.response_states(batch())), adapted, atol=1e-3, rtol=0)
     with model.role("policy", train=True):
         model.logprobs(batch(), 1.0)[0].sum().backward()
     assert all(bool(p.grad.abs().sum() > 0) for p in model.parameters_of("policy"))

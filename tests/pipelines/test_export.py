@@ -69,7 +69,10 @@ def data(tmp_path_factory):
     base, run = root / "06_models/sft_merged_model", "grpo/seed=777"
     plain = toy.tiny_gemma(toy.SHAPE, len(toy.chat().tokenizer), 0)
     SavedModel(plain, toy.chat().tokenizer).save_pretrained(str(base))
-    saved_adapter(model, "policy", str(base)).save_pretrained(str(root / "06_models" / run / "policy"))
+    saved_adapter(model, "policy", str(base), method="grpo").save_pretrained(str(root / "06_models" / run / "policy"))
+    for name in ("base_model", "sft_adapter"):
+        (root / "06_models" / name).mkdir()
+        (root / "06_models" / name / "not_read").touch()
     output = root / "07_model_output" / run
     record().write(output)
     (output / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in HISTORY))
@@ -80,7 +83,7 @@ def exported(data, run=None, seed=777):
     folder = data / "06_models"
     return export_policy(
         str(folder / "sft_merged_model"), str(folder / "grpo/seed=777/policy"), HISTORY, vars(run or record()), "grpo",
-        seed, RUNTIME,
+        seed, RUNTIME, "no base", "no adapter",
     )  # fmt: skip
 
 

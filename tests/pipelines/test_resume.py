@@ -70,13 +70,14 @@ class Arm:
         adapter, *_ = train_policy(
             self.method, str(self.base / "model"), str(self.base / "reward"), PROMPTS, PROMPTS[:2], PAIRS, how,
             self.shared, self.rollout, section("kl_control"), section("score_normalization"), self.modeling,
-            section("runtime"), {"source": "jsonl"}, 1, RunLog(self.directory),
+            section("runtime"), {"source": "jsonl"}, 1, "no base", "no adapter", RunLog(self.directory),
             CheckpointStore(self.checkpoints, resume),
         )  # fmt: skip
         adapter.save_pretrained(str(self.directory / "policy"))
         answers = answer_with_policy(
-            str(self.base / "model"), str(self.base / "reward"), str(self.directory / "policy"), PROMPTS, self.shared,
-            self.rollout, self.modeling, section("runtime"), {"source": "jsonl"}, 1,
+            self.method, str(self.base / "model"), str(self.base / "reward"), str(self.directory / "policy"), PROMPTS,
+            self.shared, self.rollout, self.modeling, section("runtime"), {"source": "jsonl"}, 1, "no base",
+            "no adapter",
         )  # fmt: skip
         (self.directory / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
         return self

@@ -72,7 +72,7 @@ def test_a_padding_id_inside_a_response_is_a_token_like_any_other() -> None:
     rows = sequences([prompt] * 3, [[7, pad, 9, 107], [7, 9, 107], [7, pad, 107]], pad)
     with model.role("policy"):
         logprobs = model.logprobs(rows, 1.0)[0]
-        logits = model.logits(Sequences(*(part[:1] for part in rows))).log_softmax(-1)
+        logits = model.head(model.response_states(Sequences(*(part[:1] for part in rows)))).log_softmax(-1)
     expected = [float(logits[t, token]) for t, token in enumerate((7, pad, 9, 107))]
     assert logprobs[0].tolist() == pytest.approx(expected, abs=1e-5)
     assert abs(float(logprobs[0, 2] - logprobs[1, 1])) > 1e-4, "9 after the padding id, and without it"

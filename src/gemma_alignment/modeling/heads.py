@@ -9,6 +9,16 @@ from torch.utils.checkpoint import checkpoint
 
 from gemma_alignment.objectives.logprobs import entropy, token_logprobs
 
+POSITIONS = 2048
+"""Most positions whose logits exist at a time."""
+LOGITS = 2**23
+"""Most logits that exist at a time: 32 MiB a copy in fp32, 32 positions of a vocabulary of 256,000."""
+
+
+def positions_at_a_time(vocabulary: int) -> int:
+    """How many positions' logits may exist at once, so that a large vocabulary does not need more memory."""
+    return max(1, min(POSITIONS, LOGITS // vocabulary))
+
 
 class ScalarHead(nn.Module):
     """One number per position, in fp32: w · h + b, with w ~ N(0, 1/(d+1)) and b = 0 at the start.

@@ -8,7 +8,8 @@ import torch
 
 from gemma_alignment.errors import UserError, brief
 from gemma_alignment.modeling.chat import Chat
-from gemma_alignment.modeling.hub import spare_a_silent_hub
+from gemma_alignment.modeling.hub import check_access, refused
+from gemma_alignment.modeling.provenance import POINTER
 
 
 def choose_device(device: str) -> torch.device:
@@ -27,7 +28,7 @@ def choose_device(device: str) -> torch.device:
 
 def locate(directory: str) -> tuple[str, str | None]:
     """Where a saved model really is: the directory itself, or the hub revision that it points to."""
-    pointer = Path(directory) / "base_reference.json"
+    pointer = Path(directory) / POINTER
     if pointer.exists():
         reference = json.loads(pointer.read_text())
         return reference["repo_id"], reference["revision"]
@@ -35,20 +36,24 @@ def locate(directory: str) -> tuple[str, str | None]:
 
 
 def _reachable(directory: str) -> tuple[str, str | None]:
-    """The same, after a look at the hub where that is where it is."""
+    """The same, after a look at the hub where that is where it is.
+
+    Raises:
+        UserError: when the hub does not hand the model out.
+    """
     name, revision = locate(directory)
     if revision is not None:
-        spare_a_silent_hub()
+        check_access(name, revision)
     return name, revision
 
 
 def _explain(directory: str, error: Exception) -> UserError:
     name, revision = locate(directory)
-    where = f"{name} at revision {revision}" if revision else directory
+    if revision is not None:
+        return refused(name, revision, error)
     return UserError(
-        f"Cannot load a model from {where}: {brief(error)}\n"
-        "A hub model needs network access and, when gated, an accepted licence and HF_TOKEN in the "
-        "environment; a damaged directory is made anew by the pipeline that wrote it."
+        f"Cannot load a model from {directory}: {brief(error)}\n"
+        "A damaged directory is made anew by the pipeline that wrote it."
     )
 
 
@@ -86,6 +91,7 @@ def load_base(directory: str, quantization: str, dtype: str, device: Any) -> Any
     torch_dtype = getattr(torch, dtype)
     options: dict[str, Any] = {"dtype": torch_dtype}
     if quantization == "nf4":
+        check_four_bits(device)
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -109,3 +115,36 @@ def load_base(directory: str, quantization: str, dtype: str, device: Any) -> Any
             # and later backward passes would leave these layers out: wrong gradients without an error
             module.support_avx512bf16_for_cpu = False
     return model.eval().requires_grad_(False)
+
+
+def check_tokenizer(chat: Chat, base: Any, directory: str) -> None:
+    """Refuse a tokenizer that has ids which the embedding has no row for.
+
+    Raises:
+        UserError: with the two numbers and the first such token.
+    """
+    rows = base.get_input_embeddings().weight.shape[0]
+    entries = chat.tokenizer.get_vocab()
+    token, largest = max(entries.items(), key=lambda item: int(item[1]))
+    if largest >= rows:
+        raise UserError(
+            f"The tokenizer in {directory} has {len(entries)} entries up to id {largest} ({token!r}), but the model's "
+            f"embedding has {rows} rows: they are not of one model. Put back the tokenizer files that came with it."
+        )
+
+
+def check_four_bits(device: Any) -> None:
+    """Refuse 4 bits where bitsandbytes cannot compute in them; a small matrix is tried.
+
+    Raises:
+        UserError: with what bitsandbytes said.
+    """
+    try:
+        from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+        dequantize_4bit(*quantize_4bit(torch.ones(64, 64, device=device), quant_type="nf4", compress_statistics=True))
+    except Exception as error:  # whatever a missing or unfit library raises
+        raise UserError(
+            f"modeling.quantization is 'nf4', but 4 bits cannot be computed on {device} here: {brief(error)}\n"
+            "Install a bitsandbytes build for this machine, or run with --params modeling.quantization=none."
+        ) from error

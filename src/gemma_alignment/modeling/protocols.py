@@ -35,8 +35,11 @@ class RoleModel(Protocol):
     def parameters_of(self, name: Role) -> list[torch.nn.Parameter]:
         """The same without names."""
 
-    def decoder(self) -> AbstractContextManager[Any]:
-        """The causal language model that samples for the policy as it is now."""
+    def adam(self, name: Role, rate: float, epsilon: float = 1e-8) -> torch.optim.Optimizer:
+        """Adam over what the role trains."""
+
+    def decoder(self, role: Role = "policy", weights: str = "merged") -> AbstractContextManager[Any]:
+        """The causal language model that samples for a role as it is now."""
 
     def forward_flops(self) -> float:
         """Floating-point operations counted since the model was made."""

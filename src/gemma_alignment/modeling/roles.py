@@ -1,34 +1,46 @@
 """One frozen base that plays policy, reference, reward model and critic as adapters.
 
-The reference is the base without an adapter. PEFT lets adapters be switched between a forward and
-its backward without an error, and then the gradients are missing or wrong; so a role is a context,
-and entering a second one inside it is refused.
+Without a chain the base is the merged SFT model, and the reference is the base without an adapter. With one
+(:meth:`SharedBase.chain`) the base is the model before SFT: the reference is a frozen copy of the SFT adapter,
+the policy starts as another copy of it, reward model and critic are adapters on top of the frozen one.
+
+PEFT lets adapters be switched between a forward and its backward without an error, and then the gradients are
+missing or wrong; so a role is a context, and entering a second one inside it is refused.
 """
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from gemma_alignment.errors import UserError, brief
-from gemma_alignment.modeling.heads import ScalarHead, chunked_logprobs
+from gemma_alignment.modeling.adapters import (
+    add_adapter,
+    copy_adapter,
+    lora_config,
+    read_adapter,
+    read_head,
+    unusable,
+)
+from gemma_alignment.modeling.embedding import Int8Head
+from gemma_alignment.modeling.heads import ScalarHead, chunked_logprobs, positions_at_a_time
 from gemma_alignment.modeling.merging import empty_copy, write_merged
+from gemma_alignment.modeling.optimizers import Kind, adam
 from gemma_alignment.modeling.packing import masks_for, pack
 from gemma_alignment.modeling.protocols import Role
 from gemma_alignment.modeling.sequences import HasSequences
 
 _LOG = logging.getLogger(__name__)
-CHUNK = 2048  # positions whose logits exist at a time
 
 
 class SharedBase:
     """See the module's docstring. Adapters are added by :meth:`add` or :meth:`load`."""
 
-    def __init__(self, base: Any, lora: Any, seed: int, gradient_checkpointing: bool = False):
+    def __init__(
+        self, base: Any, lora: Any, seed: int, gradient_checkpointing: bool = False, optimizer: Kind = "adam"
+    ):
         self.device = base.device
         self.model = base
         self.peft: Any = None
@@ -36,8 +48,10 @@ class SharedBase:
         self._lora = lora
         self._seed = seed
         self._active: Role | None = None
+        self._chained = False
         self._merged: Any = None
         self._checkpointing = gradient_checkpointing
+        self._optimizer: Kind = optimizer
         self._flops = 0.0
         self._packs: bool | None = None
         self._size = _matmul_parameters(base)
@@ -47,23 +61,27 @@ class SharedBase:
         """Whether decoding and a training forward give the same log-probabilities: fp32, nothing quantised."""
         return self.model.dtype == torch.float32 and not hasattr(self.model, "hf_quantizer")
 
-    def add(self, name: Role, zero_head: bool = False) -> None:
-        """A fresh adapter, B = 0, so that the role starts as the base; reward and critic get a head."""
-        from peft import LoraConfig, get_peft_model
+    def holder(self, name: Role) -> Self:
+        """What holds the adapter of a role: this, whatever the role."""
+        return self
 
-        targets = self._lora.targets if isinstance(self._lora.targets, str) else list(self._lora.targets)
-        config = LoraConfig(
-            r=self._lora.rank, lora_alpha=self._lora.alpha, target_modules=targets, lora_dropout=0.0,
-            task_type="CAUSAL_LM",
-        )  # fmt: skip
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed)
-            if self.peft is None:
-                self.peft = get_peft_model(self.model, config, adapter_name=name)
-                self.model = self.peft.get_base_model()
-            else:
-                self.peft.add_adapter(name, config)
+    def chain(self, directory: str) -> None:
+        """Put the frozen SFT adapter of a directory under every role; before any other adapter.
+
+        Raises:
+            UserError: when the files are damaged or belong to another base.
+        """
+        self.load("reference", directory)
+        self._chained = True
+
+    def add(self, name: Role, zero_head: bool = False) -> None:
+        """A fresh adapter, so that the role starts as the reference; reward and critic get a head."""
+        copied = self._chained and name == "policy"
+        config = self.peft.peft_config["reference"] if copied else lora_config(self._lora)
+        self.peft = add_adapter(self.model, self.peft, name, config, self._seed)
         self._settle(name, zero_head)
+        if copied:
+            copy_adapter(self.peft, "reference", name)
 
     def load(self, name: Role, directory: str) -> None:
         """A frozen adapter (and its head) from a directory in PEFT's layout.
@@ -71,26 +89,18 @@ class SharedBase:
         Raises:
             UserError: when the files are damaged or belong to another base.
         """
-        from peft import PeftModel
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
 
         try:
-            if self.peft is None:
-                self.peft = PeftModel.from_pretrained(self.model, directory, adapter_name=name)
-                self.model = self.peft.get_base_model()
-            else:
-                self.peft.load_adapter(directory, adapter_name=name)
+            self.peft = read_adapter(self.model, self.peft, name, directory)
             self._settle(name, zero_head=True)
             if name in self.heads:
-                self.heads[name].load_state_dict(load_file(Path(directory) / "head.safetensors"))
+                read_head(self.heads[name], directory)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-            raise UserError(
-                f"The adapter in {directory} cannot be used for the role {name!r}: {brief(error)}\n"
-                "Make it anew with the pipeline that wrote it."
-            ) from error
+            raise unusable(directory, name, error) from error
 
     def _settle(self, name: Role, zero_head: bool) -> None:
+        self.model = self.peft.get_base_model()
         for key, parameter in self.peft.named_parameters():
             if f".{name}." in key:
                 parameter.data = parameter.data.float().to(self.device)  # bf16 masters round small updates away
@@ -113,14 +123,14 @@ class SharedBase:
         self._active = name
         try:
             with torch.set_grad_enabled(train):
-                if name == "reference":
+                if name == "reference" and not self._chained:
                     if self.peft is None:
                         yield
                     else:
                         with self.peft.disable_adapter():
                             yield
                 else:
-                    self.peft.set_adapter(name)
+                    self._activate(name)
                     self._prepare(name, train)
                     yield
         finally:
@@ -128,6 +138,12 @@ class SharedBase:
             if self.peft is not None:
                 self.peft.requires_grad_(False)
                 self.model.eval()
+
+    def _activate(self, name: Role) -> None:
+        if self._chained and name in self.heads:
+            self.peft.base_model.set_adapter(["reference", name])  # their sum; only the second one trains
+        else:
+            self.peft.set_adapter(name)
 
     def _prepare(self, name: Role, train: bool) -> None:
         self.peft.requires_grad_(False)
@@ -149,6 +165,10 @@ class SharedBase:
     def parameters_of(self, name: Role) -> list[nn.Parameter]:
         """The same without names."""
         return list(self.named_parameters_of(name).values())
+
+    def adam(self, name: Role, rate: float, epsilon: float = 1e-8) -> torch.optim.Optimizer:
+        """Adam over what training this role changes, and over nothing else."""
+        return adam(self.parameters_of(name), rate, epsilon, self._optimizer, self.device)
 
     def _hidden(self, batch: HasSequences) -> Tensor:
         """Final hidden states (B, T + 1, d): position t is read before response token t, T after the last."""
@@ -192,24 +212,29 @@ class SharedBase:
             return False
         return True
 
-    def _logits(self, states: Tensor) -> Tensor:
+    def head(self, states: Tensor) -> Tensor:
+        """Logits (N, V) of hidden states (N, d): for a few positions at a time, see ``positions_at_a_time``."""
         logits = self.model.get_output_embeddings()(states)
         cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         return torch.tanh(logits / cap) * cap if cap else logits
+
+    @property
+    def positions_at_a_time(self) -> int:
+        """How many positions' logits may exist at once."""
+        return positions_at_a_time(self.model.config.get_text_config().vocab_size)
 
     def logprobs(self, batch: HasSequences, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies (B, T) of the response tokens, 0 where the mask is False."""
         states = self._hidden(batch)[:, :-1]
         mask = batch.response_mask.to(self.device)
-        found, spread = chunked_logprobs(
-            states[mask], batch.response_tokens.to(self.device)[mask], self._logits, temperature, CHUNK
-        )
+        tokens = batch.response_tokens.to(self.device)[mask]
+        found, spread = chunked_logprobs(states[mask], tokens, self.head, temperature, self.positions_at_a_time)
         zeros = torch.zeros(mask.shape, device=self.device)
         return zeros.masked_scatter(mask, found), zeros.masked_scatter(mask, spread)
 
-    def logits(self, batch: HasSequences) -> Tensor:
-        """Logits (N, V) at the real response positions, for comparing two small models."""
-        return self._logits(self._hidden(batch)[:, :-1][batch.response_mask.to(self.device)])
+    def response_states(self, batch: HasSequences) -> Tensor:
+        """Hidden states (N, d) that the real response tokens are predicted from."""
+        return self._hidden(batch)[:, :-1][batch.response_mask.to(self.device)]
 
     def values(self, batch: HasSequences) -> Tensor:
         """The critic's estimate (B, T) before each response token."""
@@ -238,7 +263,8 @@ class SharedBase:
             else:
                 if self._merged is None:
                     self._merged = empty_copy(self.model, self.model.dtype)
-                yield write_merged(self.model, None if role == "reference" else role, self._merged)
+                bare = role == "reference" and not self._chained
+                yield write_merged(self.model, None if bare else role, self._merged)
 
     def count_decoding(self, tokens: int) -> None:
         """Add the forward passes of sampling to the count of operations."""
@@ -253,6 +279,6 @@ def _matmul_parameters(base: Any) -> int:
     """Weights that multiply every token: all linear layers, counting 4-bit ones unpacked, and the head."""
     total = 0
     for module in base.modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear | Int8Head):
             total += module.in_features * module.out_features
     return total

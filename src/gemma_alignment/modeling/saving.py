@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from gemma_alignment.errors import UserError, brief
+from gemma_alignment.modeling.protocols import Role
+from gemma_alignment.modeling.provenance import POINTER, Provenance, model_digest
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,12 @@ class SavedAdapter:
     config: Any
     tensors: dict[str, Tensor]
     base: str
+    provenance: Provenance
     head: dict[str, Tensor] | None = None
     numbers: dict[str, float] = field(default_factory=dict)
 
     def save_pretrained(self, directory: str) -> None:
-        """Write ``adapter_model.safetensors``, ``adapter_config.json``, and ``head.safetensors``."""
+        """Write ``adapter_model.safetensors``, ``adapter_config.json``, ``provenance.json``, ``head.safetensors``."""
         from safetensors.torch import save_file
 
         Path(directory).mkdir(parents=True, exist_ok=True)
@@ -45,20 +48,26 @@ class SavedAdapter:
         settings = {key: sorted(v) if isinstance(v, set) else v for key, v in settings.items()}
         Path(directory, "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
         save_file(self.tensors, Path(directory) / "adapter_model.safetensors", metadata={"format": "pt"})
+        self.provenance.write(directory)
         if self.head is not None:
             save_file(self.head, Path(directory) / "head.safetensors", metadata={"format": "pt"})
         if self.numbers:
             Path(directory, "normalizer.json").write_text(json.dumps(self.numbers, indent=2, sort_keys=True) + "\n")
 
 
-def saved_adapter(shared: Any, role: str, base: str, numbers: dict[str, float] | None = None) -> SavedAdapter:
-    """Copy a role's adapter (and head) out of a shared base."""
+def saved_adapter(
+    model: Any, role: Role, base: str, numbers: dict[str, float] | None = None, *, method: str | None = None,
+    seed: int | None = None,
+) -> SavedAdapter:  # fmt: skip
+    """Copy a role's adapter (and head) out of its base; ``base`` is the directory that this was read from."""
     from peft import get_peft_model_state_dict
 
-    state = get_peft_model_state_dict(shared.peft, adapter_name=role)
-    head = shared.heads.get(role)
+    holder = model.holder(role)
+    state = get_peft_model_state_dict(holder.peft, adapter_name=role)
+    head = holder.heads.get(role)
     return SavedAdapter(
-        config=shared.peft.peft_config[role],
+        provenance=Provenance(role, model_digest(base), method, seed),
+        config=holder.peft.peft_config[role],
         tensors={key: value.detach().cpu().contiguous().clone() for key, value in state.items()},
         base=base,
         head={key: value.detach().cpu().clone() for key, value in head.state_dict().items()} if head else None,
@@ -93,4 +102,4 @@ class HubReference:
         """Write ``base_reference.json``."""
         Path(directory).mkdir(parents=True, exist_ok=True)
         text = json.dumps({"repo_id": self.repo_id, "revision": self.revision}, indent=2)
-        Path(directory, "base_reference.json").write_text(text + "\n")
+        Path(directory, POINTER).write_text(text + "\n")

@@ -43,8 +43,16 @@ class ModelingParameters:
     """How the frozen base is held: as saved, or in 4 bits with double quantisation (QLoRA)."""
     dtype: Literal["float32", "bfloat16"]
     """Computation and storage type of what is not quantised; LoRA weights are always float32."""
+    embedding: Literal["as_saved", "int8"]
+    """How embedding and tied head are held; in 8 bits the SFT stage measures what it costs in perplexity."""
     gradient_checkpointing: bool
     """Recompute activations in the backward pass: slower, far less memory."""
+    optimizer: Literal["adam", "paged_adam_8bit"]
+    """Adam's moments in float32, or in 8 bits and on a GPU in pageable memory."""
+    rl_base: Literal["sft_merged", "sft_adapter"]
+    """What policy optimisation starts from: the merged SFT model, or base and SFT adapter, never merged."""
+    sharing: Literal["one_base", "separate_copies"]
+    """One frozen base for every role, or one each: the same numbers, several times the memory."""
     lora: LoraParameters
     """Shape of every adapter."""
 

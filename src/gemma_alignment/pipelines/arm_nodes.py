@@ -5,7 +5,7 @@ from typing import Any
 
 from gemma_alignment.config import build
 from gemma_alignment.errors import UserError
-from gemma_alignment.pipelines.models import gold_of, open_base, peak_memory_mb, prepare
+from gemma_alignment.pipelines.models import Start, gold_of, load_role, open_start, peak_memory_mb, prepare
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -26,7 +26,8 @@ def train_policy(
     method_name: str, sft_merged_model: str, rm_model_bt: str, prompts_train: Rows, prompts_eval: Rows,
     preferences_eval: Rows, method: dict[str, Any], policy_optimization: dict[str, Any], rollout: dict[str, Any],
     kl_control: dict[str, Any], score_normalization: dict[str, Any], modeling: dict[str, Any],
-    runtime: dict[str, Any], preferences: dict[str, Any], seed: int, run_log: Any, checkpoints: Any,
+    runtime: dict[str, Any], preferences: dict[str, Any], seed: int, base_model: str, sft_adapter: str, run_log: Any,
+    checkpoints: Any,
 ) -> tuple[Any, list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:  # fmt: skip
     """Train a policy against the frozen reward model with the one loop, on from a checkpoint where there is one.
 
@@ -52,9 +53,10 @@ def train_policy(
     except ValueError as error:
         raise UserError(f"{method_name}: {error}") from error
     device = prepare(runtime)
-    model, chat = open_base(sft_merged_model, modeling, device, seed)
+    origin = Start(sft_merged_model, base_model, sft_adapter)
+    model, chat = open_start(origin, modeling, device, seed)
     model.add("policy")
-    model.load("reward", rm_model_bt)
+    load_role(model, "reward", rm_model_bt, sft_merged_model)
     if how.needs_critic:
         model.add("critic", zero_head=True)
     run = Run(
@@ -77,15 +79,15 @@ def train_policy(
         for record in optimize(run, start):
             keeper.take(record)
     return (
-        saved_adapter(model, "policy", sft_merged_model),
+        saved_adapter(model, "policy", origin.base(modeling), method=method_name, seed=seed),
         *(run_log.rows(name) for name in ("history", "timing", "samples")),
     )
 
 
 def answer_with_policy(
-    sft_merged_model: str, rm_model_bt: str, policy: str, prompts_eval: Rows, policy_optimization: dict[str, Any],
-    rollout: dict[str, Any], modeling: dict[str, Any], runtime: dict[str, Any], preferences: dict[str, Any],
-    prepare_seed: int,
+    method_name: str, sft_merged_model: str, rm_model_bt: str, policy: str, prompts_eval: Rows,
+    policy_optimization: dict[str, Any], rollout: dict[str, Any], modeling: dict[str, Any], runtime: dict[str, Any],
+    preferences: dict[str, Any], prepare_seed: int, base_model: str, sft_adapter: str,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """The policy's answers to every held-out prompt, with the same random numbers as the SFT model's."""
     from gemma_alignment.modeling.saving import read_normalizer
@@ -94,9 +96,10 @@ def answer_with_policy(
     from gemma_alignment.training.seeding import generator
 
     shared = build(PolicyOptimizationParameters, policy_optimization, "policy_optimization")
-    model, chat = open_base(sft_merged_model, modeling, prepare(runtime), prepare_seed)
-    model.load("policy", policy)
-    model.load("reward", rm_model_bt)
+    origin = Start(sft_merged_model, base_model, sft_adapter)
+    model, chat = open_start(origin, modeling, prepare(runtime), prepare_seed)
+    load_role(model, "policy", policy, origin.base(modeling), method_name)
+    load_role(model, "reward", rm_model_bt, sft_merged_model)
     rows, _ = answer(
         model, chat, [(row["prompt_id"], row["prompt"]) for row in prompts_eval], role="policy",
         settings=build(RolloutParameters, rollout, "rollout"), scale=read_normalizer(rm_model_bt),

@@ -1,6 +1,7 @@
 """How nodes open the shared base: the only place that turns parameters into a model with roles."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from gemma_alignment.config import build
@@ -22,15 +23,73 @@ def prepare(runtime: Mapping[str, Any]) -> Any:
     return choose_device(settings.device)
 
 
+@dataclass(frozen=True)
+class Start:
+    """Directories of what policy optimisation can start from."""
+
+    sft_merged_model: str
+    base_model: str
+    sft_adapter: str
+
+    def base(self, modeling: Mapping[str, Any]) -> str:
+        """The directory of the frozen base under ``modeling.rl_base``."""
+        return self.sft_merged_model if modeling["rl_base"] == "sft_merged" else self.base_model
+
+
 def open_base(directory: str, modeling: Mapping[str, Any], device: Any, seed: int) -> tuple[Any, Any]:
-    """The shared base of a directory and its chat: (SharedBase, Chat)."""
-    from gemma_alignment.modeling.loading import load_base, load_chat
+    """The shared base of a directory and its chat: (SharedBase, Chat).
+
+    Raises:
+        UserError: when either cannot be read, or they do not fit each other.
+    """
+    from gemma_alignment.modeling.embedding import shrink_embedding
+    from gemma_alignment.modeling.loading import check_tokenizer, load_base, load_chat
     from gemma_alignment.modeling.roles import SharedBase
     from gemma_alignment.parameters.training import ModelingParameters
 
     settings = build(ModelingParameters, modeling, "modeling")
-    base = load_base(directory, settings.quantization, settings.dtype, device)
-    return SharedBase(base, settings.lora, seed, settings.gradient_checkpointing), load_chat(directory)
+    base, chat = load_base(directory, settings.quantization, settings.dtype, device), load_chat(directory)
+    check_tokenizer(chat, base, directory)
+    if settings.embedding == "int8":
+        shrink_embedding(base)
+    return SharedBase(base, settings.lora, seed, settings.gradient_checkpointing, settings.optimizer), chat
+
+
+def open_start(start: Start, modeling: Mapping[str, Any], device: Any, seed: int) -> tuple[Any, Any]:
+    """What policy optimisation starts from, as its reference, and its chat: (model with roles, Chat).
+
+    Raises:
+        UserError: as :func:`open_base`, and for an SFT adapter of another base.
+    """
+    from gemma_alignment.modeling.copies import SeparateCopies
+    from gemma_alignment.modeling.loading import load_chat
+    from gemma_alignment.modeling.provenance import check_adapter
+
+    directory, chained = start.base(modeling), modeling["rl_base"] == "sft_adapter"
+    if chained:
+        check_adapter(start.sft_adapter, "policy", start.base_model)
+
+    def make() -> Any:
+        model, _ = open_base(directory, modeling, device, seed)
+        if chained:
+            model.chain(start.sft_adapter)
+        return model
+
+    if modeling["sharing"] == "separate_copies":
+        return SeparateCopies(make), load_chat(directory)
+    return make(), load_chat(directory)
+
+
+def load_role(model: Any, role: Any, directory: str, base: str, method: str | None = None) -> None:
+    """Load an adapter for a role once it is known to be one, on this base and, if one is named, of this method.
+
+    Raises:
+        UserError: says what the adapter is and what was asked for.
+    """
+    from gemma_alignment.modeling.provenance import check_adapter
+
+    check_adapter(directory, role, base, method)
+    model.load(role, directory)
 
 
 def gold_of(preferences: Mapping[str, Any]) -> Callable[[str, str], float] | None:

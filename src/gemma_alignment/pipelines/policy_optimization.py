@@ -8,13 +8,14 @@ from gemma_alignment.pipelines.arm_nodes import answer_with_policy, train_policy
 
 SHARED = (
     "params:policy_optimization", "params:rollout", "params:kl_control", "params:score_normalization",
-    "params:modeling", "params:runtime", "params:preferences", "params:seed",
+    "params:modeling", "params:runtime", "params:preferences", "params:seed", "base_model", "sft_adapter",
 )  # fmt: skip
 
 
 def create_arm(method: str) -> Pipeline:
     """Train a policy with ``method``, then answer the held-out prompts with it."""
     train = update_wrapper(partial(train_policy, method), train_policy)
+    answer = update_wrapper(partial(answer_with_policy, method), answer_with_policy)
     return Pipeline(
         [
             node(
@@ -27,11 +28,11 @@ def create_arm(method: str) -> Pipeline:
                 name=f"train_{method}",
             ),
             node(
-                answer_with_policy,
+                answer,
                 inputs=[
                     "sft_merged_model", "rm_model_bt", f"{method}.policy", "prompts_eval",
                     "params:policy_optimization", "params:rollout", "params:modeling", "params:runtime",
-                    "params:preferences", "params:prepare_seed",
+                    "params:preferences", "params:prepare_seed", "base_model", "sft_adapter",
                 ],
                 outputs=f"{method}.responses",
                 name=f"answer_with_{method}",

@@ -16,6 +16,9 @@ from gemma_alignment.study.plan import Variant
 SHARED = ("policy_optimization", "rollout", "kl_control", "score_normalization")
 """Sections that can be swept for every method: a variant changes them for its arm alone, never for what arms share."""
 
+OF_AN_ARM = ("rl_base", "sharing")
+"""Settings of section ``modeling`` that only arms read: what they start from, and on how many bases."""
+
 Parameters = Mapping[str, Any]
 
 
@@ -31,10 +34,11 @@ def ablations(settings: Sequence[str], methods: Sequence[str], parameters: Param
     found: list[Variant] = []
     for setting in settings:
         for method in methods:
-            values = {**_words(method), **numbers}
+            values = {**_words(method), **numbers, **_words("modeling", OF_AN_ARM)}
             if setting not in values:
                 raise UserError(f"--ablate {setting}: {unknown_parameter('', setting, list(values))}")
-            found += _deviating(method, f"{method}.{setting}", values[setting], parameters)
+            section = "modeling" if setting in OF_AN_ARM else method
+            found += _deviating(method, f"{section}.{setting}", values[setting], parameters)
     return found
 
 
@@ -85,10 +89,11 @@ def check(variant: Variant, parameters: Parameters) -> None:
     check_budget(variant.method, changed)
 
 
-def _words(method: str) -> dict[str, Sequence[Any]]:
-    """The settings of a method whose type is a choice of words, with the words."""
-    hints = typing.get_type_hints(section_class(method))
-    return {name: typing.get_args(hint) for name, hint in hints.items() if typing.get_origin(hint) is Literal}
+def _words(section: str, only: Sequence[str] | None = None) -> dict[str, Sequence[Any]]:
+    """The settings of a section whose type is a choice of words, with the words."""
+    hints = typing.get_type_hints(section_class(section))
+    words = {name: typing.get_args(hint) for name, hint in hints.items() if typing.get_origin(hint) is Literal}
+    return {name: words[name] for name in (words if only is None else only)}
 
 
 def _methods_of(key: str, methods: Sequence[str]) -> Sequence[str]:
@@ -96,7 +101,7 @@ def _methods_of(key: str, methods: Sequence[str]) -> Sequence[str]:
     section = key.partition(".")[0]
     if section in methods:
         return (section,)
-    if section in SHARED:
+    if section in SHARED or key in [f"modeling.{name}" for name in OF_AN_ARM]:
         return methods
     if section in ARMS:
         raise UserError(f"--sweep {key}: {section} is not among the methods of this study: add it to --methods")

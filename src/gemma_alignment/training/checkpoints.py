@@ -90,8 +90,9 @@ def with_time_of(state: TrainingState, timing: Iterable[Mapping[str, Any]]) -> T
     return replace(state, numbers={**state.numbers, "budget": spent})
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+def _copy(value: Tensor | int) -> Tensor:
+    """In main memory; Adam in 8 bits counts its steps in a plain number."""
+    return torch.as_tensor(value).detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def _put(saved: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], role: str) -> None:

@@ -123,7 +123,7 @@ def optimize(run: Run, start: TrainingState | None = None) -> Iterator[UpdateRec
 
 
 def _adam(run: Run, role: Any, rate: float) -> torch.optim.Optimizer:
-    optimizer = torch.optim.Adam(run.model.parameters_of(role), lr=rate, eps=run.settings.adam_epsilon)
+    optimizer: torch.optim.Optimizer = run.model.adam(role, rate, run.settings.adam_epsilon)
     for group in optimizer.param_groups:
         group["initial_lr"] = rate
     return optimizer

@@ -28,7 +28,7 @@ def train_reward_model(
 ) -> Iterator[UpdateRecord]:
     """Train the reward adapter and head; yields loss and accuracy every ``log_every`` steps."""
     parameters = model.named_parameters_of("reward")
-    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=0.0)
+    optimizer = model.adam("reward", settings.learning_rate)
     steps_per_epoch = max(1, len(pairs) // settings.batch_size)
     total = steps_per_epoch * settings.epochs
     losses: list[float] = []

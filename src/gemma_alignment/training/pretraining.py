@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from gemma_alignment.modeling.heads import LOGITS, chunked_logprobs, positions_at_a_time
 from gemma_alignment.modeling.sequences import pad
 from gemma_alignment.schemas import UpdateRecord
 from gemma_alignment.training.schedule import guarded_step, warmup_cosine
@@ -22,9 +24,7 @@ def pretrain(model: Any, batch: Batch, settings: Any, pad_id: int) -> Iterator[U
     for step in range(settings.steps):
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * warmup_cosine(step, settings.steps, settings.warmup_share)
-        tokens, mask = pad(batch(step), pad_id, left=False)
-        logits = model(input_ids=tokens[:, :-1], attention_mask=mask[:, :-1].long(), use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits[mask[:, 1:]], tokens[:, 1:][mask[:, 1:]])
+        loss = _loss(model, *pad(batch(step), pad_id, left=False))
         loss.backward()
         guarded_step(optimizer, parameters, loss.detach(), 1.0, f"Pre-training, step {step + 1}")
         losses.append(float(loss.detach()))
@@ -32,3 +32,15 @@ def pretrain(model: Any, batch: Batch, settings: Any, pad_id: int) -> Iterator[U
             yield UpdateRecord(step + 1, {"pretraining/loss": sum(losses) / len(losses)}, {})
             losses = []
     model.eval()
+
+
+def _loss(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
+    """Mean cross-entropy; where the logits of all positions would be too many, a few positions' at a time."""
+    vocabulary = model.config.get_text_config().vocab_size
+    asked = {"input_ids": tokens[:, :-1], "attention_mask": mask[:, :-1].long(), "use_cache": False}
+    real, targets = mask[:, 1:], tokens[:, 1:][mask[:, 1:]]
+    if real.numel() * vocabulary <= LOGITS:
+        return torch.nn.functional.cross_entropy(model(**asked).logits[real], targets)
+    states = model.base_model(**asked).last_hidden_state[real]
+    head = model.get_output_embeddings()
+    return -chunked_logprobs(states, targets, head, 1.0, positions_at_a_time(vocabulary))[0].mean()

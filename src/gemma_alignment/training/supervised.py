@@ -4,8 +4,6 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
-
 from gemma_alignment.modeling.sequences import by_length, sequences
 from gemma_alignment.schemas import UpdateRecord
 from gemma_alignment.training.schedule import guarded_step, warmup_cosine
@@ -23,7 +21,7 @@ def train_supervised(
     L = −Σ log π(y_t | x, y_<t) / (number of response tokens in the optimizer step).
     """
     parameters = model.named_parameters_of("policy")
-    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=0.0)
+    optimizer = model.adam("policy", settings.learning_rate)
     steps_per_epoch = max(1, len(examples) // settings.batch_size)
     total = steps_per_epoch * settings.epochs
     losses: list[float] = []

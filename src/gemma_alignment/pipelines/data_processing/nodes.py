@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gemma_alignment.config import build
-from gemma_alignment.errors import UserError, brief
+from gemma_alignment.errors import UserError
 from gemma_alignment.parameters.data import (
     PreferencesParameters,
     PretrainingParameters,
@@ -71,18 +71,21 @@ def train_tokenizer(
 
 
 def _hub_tokenizer(modeling: dict[str, Any]) -> Any:
+    """The tokenizer of a pinned hub model.
+
+    Raises:
+        UserError: when the hub does not hand it out.
+    """
     from transformers import AutoTokenizer
 
-    from gemma_alignment.modeling.hub import spare_a_silent_hub
+    from gemma_alignment.modeling.hub import check_access, refused
 
-    spare_a_silent_hub()
+    name, revision = modeling["base_model"], modeling["revision"]
+    check_access(name, revision)
     try:
-        return AutoTokenizer.from_pretrained(modeling["base_model"], revision=modeling["revision"])
+        return AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"Cannot fetch the tokenizer of {modeling['base_model']}: {brief(error)}\n"
-            "Accept the model's licence on the hub, set HF_TOKEN in the environment, and check the network."
-        ) from error
+        raise refused(name, revision, error) from error
 
 
 def limit_lengths(

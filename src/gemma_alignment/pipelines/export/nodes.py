@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemma_alignment.errors import UserError
-from gemma_alignment.pipelines.models import open_base, prepare
+from gemma_alignment.pipelines.models import Start, load_role, open_base, prepare
 
 
 def export_policy(
     sft_merged_model: str, policy: str, history: Sequence[Mapping[str, Any]], run: Mapping[str, Any], method: str,
-    seed: int, runtime: dict[str, Any],
+    seed: int, runtime: dict[str, Any], base_model: str, sft_adapter: str,
 ) -> Any:  # fmt: skip
     """The policy's adapter added to the base that it was trained on, as one model with tokenizer and card.
 
@@ -24,8 +24,10 @@ def export_policy(
     from gemma_alignment.modeling.saving import SavedModel
 
     _check(run, method, seed)
-    model, chat = open_base(sft_merged_model, run["parameters"]["modeling"], prepare(runtime), seed)
-    model.load("policy", policy)
+    modeling = run["parameters"]["modeling"]
+    base = Start(sft_merged_model, base_model, sft_adapter).base(modeling)
+    model, chat = open_base(base, modeling, prepare(runtime), seed)
+    load_role(model, "policy", policy, base, method)
     evaluated = [row for row in history if any(key.startswith("eval/") for key in row)]
     return SavedModel(
         model.merged("policy", model.model.dtype), chat.tokenizer, model_card(run, evaluated[-1] if evaluated else {})

@@ -13,7 +13,7 @@ def create_pipeline() -> Pipeline:
                 export_policy,
                 inputs=[
                     "sft_merged_model", "chosen_policy", "chosen_history", "chosen_run", "params:method",
-                    "params:seed", "params:runtime",
+                    "params:seed", "params:runtime", "base_model", "sft_adapter",
                 ],
                 outputs="exported_policy",
                 name="export_policy",

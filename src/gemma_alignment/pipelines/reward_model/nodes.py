@@ -5,7 +5,7 @@ from typing import Any
 
 from gemma_alignment.config import build
 from gemma_alignment.pipelines.data_processing.nodes import genrm_question, parse_score
-from gemma_alignment.pipelines.models import gold_of, open_base, prepare
+from gemma_alignment.pipelines.models import gold_of, load_role, open_base, prepare
 
 Rows = Sequence[Mapping[str, Any]]
 SIDES = ("chosen", "rejected")
@@ -101,7 +101,7 @@ def score_held_out(
 
     settings = build(RewardModelParameters, reward_model, "reward_model")
     model, chat = open_base(sft_merged_model, modeling, prepare(runtime), prepare_seed)
-    model.load("reward", rm_model_bt)
+    load_role(model, "reward", rm_model_bt, sft_merged_model)
     told_apart = _told_apart(preferences_eval, settings.drop_equal_scores)
     answers = [(row["prompt"], row[side][-1]["content"]) for row in told_apart for side in SIDES]
     tokens = [chat.encode_response(text) for _, text in answers]

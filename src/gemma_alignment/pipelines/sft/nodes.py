@@ -1,13 +1,15 @@
 """Nodes of supervised fine-tuning."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from gemma_alignment.config import build
-from gemma_alignment.pipelines.models import gold_of, open_base, prepare
+from gemma_alignment.pipelines.models import gold_of, load_role, open_base, prepare
 
 Rows = Sequence[Mapping[str, Any]]
+logger = logging.getLogger(__name__)
 
 
 def _examples(chat: Any, rows: Rows, genrm: Rows, settings: Any, seed: int) -> list[tuple[list[int], list[int]]]:
@@ -37,7 +39,8 @@ def train_sft(
     from gemma_alignment.training.supervised import perplexity, train_supervised
 
     settings = build(SFTParameters, sft, "sft")
-    model, chat = open_base(base_model, modeling, prepare(runtime), prepare_seed)
+    device = prepare(runtime)
+    model, chat = open_base(base_model, modeling, device, prepare_seed)
     model.add("policy")
     examples = _examples(chat, preferences_train, genrm_train, settings, prepare_seed)
     rows = [preferences_eval[i] for i in range(min(settings.eval_pairs, len(preferences_eval)))]
@@ -51,7 +54,15 @@ def train_sft(
         run_log.append(record)
         step = record.iteration
     after = perplexity(model, "policy", held_out, chat.pad_id, size)
-    run_log.append(UpdateRecord(step + 1, {"sft/perplexity_before": before, "sft/perplexity_after": after}, {}))
+    found = {"sft/perplexity_before": before, "sft/perplexity_after": after}
+    if modeling["embedding"] != "as_saved":
+        whole, _ = open_base(base_model, {**modeling, "embedding": "as_saved"}, device, prepare_seed)
+        found["sft/perplexity_embedding_as_saved"] = perplexity(whole, "reference", held_out, chat.pad_id, size)
+        logger.info(
+            "Before SFT, perplexity is %.4f with the embedding in 8 bits, %.4f as saved.",
+            *(before, found["sft/perplexity_embedding_as_saved"]),
+        )
+    run_log.append(UpdateRecord(step + 1, found, {}))
     return saved_adapter(model, "policy", base_model), run_log.rows("history")
 
 
@@ -70,7 +81,7 @@ def merge_sft(
     from gemma_alignment.schemas import UpdateRecord
 
     model, chat = open_base(base_model, modeling, prepare(runtime), prepare_seed)
-    model.load("policy", sft_adapter)
+    load_role(model, "policy", sft_adapter, base_model)
     merged = model.merged("policy", model.model.dtype)
     rows = [preferences_eval[i] for i in range(min(8, len(preferences_eval)))]
     batch = sequences(
@@ -79,34 +90,38 @@ def merge_sft(
         chat.pad_id,
     )
     with model.role("policy"):
-        unmerged = model.logits(batch)
+        states = model.response_states(batch)
     saved = SavedModel(merged, chat.tokenizer)
-    gaps = {"sft/merge_max_logit_diff": _largest_gap(merged, batch, unmerged)}
+    gaps = {"sft/merge_max_logit_diff": _largest_gap(merged, batch, model, states)}
     if modeling["quantization"] != "none":
         with TemporaryDirectory() as directory:
             saved.save_pretrained(directory)
             again, _ = open_base(directory, modeling, model.device, prepare_seed)
-            gaps["sft/requantized_max_logit_diff"] = _largest_gap(again.model, batch, unmerged)
+            gaps["sft/requantized_max_logit_diff"] = _largest_gap(again.model, batch, model, states)
     run_log.append(UpdateRecord(int(history[-1]["iteration"]) + 1, gaps, {}))
     return saved
 
 
-def _largest_gap(model: Any, batch: Any, expected: Any) -> float:
-    """The largest difference of a logit at the response positions.
+def _largest_gap(merged: Any, batch: Any, model: Any, states: Any) -> float:
+    """The largest difference of a logit at the response positions, of which few exist at a time.
 
     Raises:
-        ValueError: when the model's logits are not finite.
+        ValueError: when the merged model's logits are not finite.
     """
-    import math
+    import torch
 
     from gemma_alignment.modeling.roles import SharedBase
 
-    plain = SharedBase(model, None, 0)
+    plain = SharedBase(merged, None, 0)
     with plain.role("reference"):
-        gap = float((plain.logits(batch) - expected).abs().max())
-    if not math.isfinite(gap):
+        own = plain.response_states(batch)
+    size = plain.positions_at_a_time
+    with torch.no_grad():
+        parts = zip(own.split(size), states.split(size), strict=True)
+        gap = torch.stack([(plain.head(here) - model.head(there)).abs().max() for here, there in parts]).max()
+    if not bool(torch.isfinite(gap)):
         raise ValueError("the merged model's logits are not finite")
-    return gap
+    return float(gap)
 
 
 def answer_with_sft(
@@ -121,7 +136,7 @@ def answer_with_sft(
 
     shared = build(PolicyOptimizationParameters, policy_optimization, "policy_optimization")
     model, chat = open_base(sft_merged_model, modeling, prepare(runtime), prepare_seed)
-    model.load("reward", rm_model_bt)
+    load_role(model, "reward", rm_model_bt, sft_merged_model)
     rows, _ = answer(
         model, chat, [(row["prompt_id"], row["prompt"]) for row in prompts_eval], role="reference",
         settings=build(RolloutParameters, rollout, "rollout"), scale=read_normalizer(rm_model_bt),
