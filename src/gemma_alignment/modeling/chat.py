@@ -1,7 +1,9 @@
 """The one place where text becomes token ids and back.
 
-A prompt is the chat template around one user turn, one BOS, ready for the model's answer. Text from
-outside is tokenised with special tokens split, so that turn markers written by a user stay text.
+A prompt is the chat template around one user turn, ready for the model's answer, with one BOS where the model
+has one: the template's, or the tokenizer's own where the template writes none. No system turn is ever sent; what a
+template puts in place of one belongs to the prompt. Text from outside is tokenised with special tokens split, so
+that turn markers written by a user stay text.
 """
 
 from collections.abc import Sequence
@@ -9,8 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from gemma_alignment.errors import UserError
+
 _USER = "\x01user\x01"
 _MODEL = "\x01model\x01"
+_AGAIN = "\x01again\x01"
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,22 @@ class Chat:
         )
         before, after = asked.split(_USER)
         ending = answered.split(_MODEL)[1]
-        return self._markup(before), self._markup(after), self._markup(ending)
+        return self._with_bos(self._markup(before)), self._markup(after), self._markup(ending)
+
+    @cached_property
+    def _next_turn(self) -> list[int]:
+        """The markup between the end of an answer and the next turn of the user."""
+        turns = zip(("user", "assistant", "user"), (_USER, _MODEL, _AGAIN), strict=True)
+        said = [{"role": role, "content": text} for role, text in turns]
+        between = self.tokenizer.apply_chat_template(said, tokenize=False).split(_MODEL)[1].split(_AGAIN)[0]
+        answered = self.tokenizer.apply_chat_template(said[:2], tokenize=False).split(_MODEL)[1]
+        return self._markup(between.removeprefix(answered))
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
+        """``ids`` with the BOS that the tokenizer itself would put in front, where the template wrote none."""
+        bos = self.tokenizer.bos_token_id
+        own = bos is not None and list(self.tokenizer.encode(""))[:1] == [bos]
+        return [bos, *ids] if own and bos not in ids else ids
 
     def _markup(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False)) if text else []
@@ -40,9 +60,20 @@ class Chat:
 
     @cached_property
     def ending_id(self) -> int:
-        """The token that closes a response: the first that the template puts after it, else EOS."""
-        ending = self._frame[2]
-        return int(ending[0]) if ending else int(self.tokenizer.eos_token_id)
+        """The token that closes a response: the first special one that the template puts after it, else EOS.
+
+        Raises:
+            UserError: for a template without such a token and a tokenizer without EOS.
+        """
+        special = {*self.tokenizer.all_special_ids, *self.tokenizer.get_added_vocab().values()}
+        eos = self.tokenizer.eos_token_id
+        closing = next((token for token in self._frame[2] if token in special), eos)
+        if closing is None:
+            raise UserError(
+                "The chat template puts no special token after an answer and the tokenizer has no EOS token: "
+                "nothing would ever end a response. Give the tokenizer an eos_token."
+            )
+        return int(closing)
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
@@ -68,10 +99,9 @@ class Chat:
     def encode_dialogue(self, turns: Sequence[str]) -> list[int]:
         """The ids of user and model turns in alternation, one BOS, from a user's turn on."""
         before, after, ending = self._frame
-        bos = self.tokenizer.bos_token_id
         ids: list[int] = []
         for i, turn in enumerate(turns):
-            opening = before[1:] if i and before[:1] == [bos] else before
+            opening = self._next_turn if i else before
             ids += [*self._text(turn), *ending] if i % 2 else [*opening, *self._text(turn), *after]
         return ids
 
