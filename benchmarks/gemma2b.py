@@ -1,0 +1,157 @@
+"""Peak memory per phase of PPO and GRPO on one base and on separate copies, and the same from shapes alone.
+
+    python benchmarks/gemma2b.py                 # on CUDA: Gemma-2B at its true shapes, random weights, in 4 bits
+                                                 # on a CPU: small models with Gemma's vocabulary of 256,000
+
+Every row is measured in a process of its own (`measure.py`). Beside each measured peak stands what
+`gemma_alignment.modeling.memory` says of the same shapes. Results go to `benchmarks/results/`.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gemma_alignment.dotted import merged
+from gemma_alignment.modeling.memory import GEMMA_2B, Holding, Shape, Work, phases
+
+HERE = Path(__file__).parent
+MB = 2**20
+RETURN_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+"""glibc gives a freed buffer back at once, so that the resident set follows what is allocated."""
+SMALL = {
+    "d64": (Shape(256_000, 64, 2, 4, 1, 16, 256), Work(8, 24, 6, 64, 64)),
+    "d128": (Shape(256_000, 128, 4, 4, 1, 32, 1024), Work(8, 24, 6, 64, 64)),
+    "d256": (Shape(256_000, 256, 4, 8, 1, 32, 2048), Work(12, 24, 6, 64, 128)),
+}
+"""Three sizes for a CPU, in fp32: shape and what is in memory at a time."""
+LOW = {"modeling": {"optimizer": "paged_adam_8bit", "embedding": "int8"}}
+
+
+def gemma2b(low_memory: bool) -> tuple[Holding, Work]:
+    """The real study's configuration as it stands in conf, longest prompt and response."""
+    files = ("conf/base/parameters_modeling.yml", "conf/base/parameters_policy_optimization.yml",
+             "conf/base/parameters_data_processing.yml", "conf/base/parameters_grpo.yml",
+             "conf/gemma2b/parameters.yml")  # fmt: skip
+    tree: dict[str, Any] = {}
+    for name in files:
+        tree = merged(tree, yaml.safe_load((HERE.parent / name).read_text()))
+    tree = merged(tree, LOW if low_memory else {})
+    rollout = tree["rollout"]
+    work = Work(
+        tree["policy_optimization"]["microbatch_size"], rollout["batch_size"], tree["grpo"]["group_size"],
+        tree["preferences"]["max_prompt_tokens"], rollout["max_new_tokens"],
+    )  # fmt: skip
+    return Holding.of(tree["modeling"], rollout["weights"]), work
+
+
+def cases(cuda: bool, sizes: list[str]) -> Iterator[tuple[str, Shape, Holding, Work]]:
+    """Name, shape and setting of every model that is measured, each for both methods and both ways of sharing."""
+    if cuda:
+        for low in (False, True):
+            yield ("gemma2b low_memory" if low else "gemma2b", GEMMA_2B, *gemma2b(low))
+        return
+    for name in sizes:
+        shape, work = SMALL[name]
+        yield name, shape, Holding("none", "float32", 16, True, "adam", "sft_merged", "one_base", "adapter"), work
+
+
+def measured(shape: Shape, hold: Holding, work: Work, method: str) -> dict[str, Any]:
+    """A row, from a process of its own."""
+    own = dataclasses.replace(work, group_size=1) if method == "ppo" else work
+    asked = {
+        "shape": list(dataclasses.astuple(shape))[:7], "hold": dataclasses.asdict(hold),
+        "work": dataclasses.asdict(own), "method": method,
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(HERE / "measure.py"), json.dumps(asked)], text=True, check=True, stdout=subprocess.PIPE,
+        env={**os.environ, **RETURN_AT_ONCE},
+    )  # fmt: skip
+    found = json.loads(done.stdout.splitlines()[-1])
+    estimate = phases(shape, hold, own, critic=method == "ppo")
+    for name, value in estimate.items():
+        found["phases"][name]["estimated_mb"] = value / MB
+    return found
+
+
+def table(rows: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
+    """Markdown: a line a model, method and way of sharing."""
+    names = ("load", "rollout", "score", "policy backward", "critic backward", "optimizer")
+    yield f"| model | method | bases | {' | '.join(names)} | peak | tokens/s | utilisation |"
+    yield "|---" * (len(names) + 6) + "|"
+    for model, row in rows:
+        cells = [_cell(row["phases"].get(name)) for name in names]
+        yield (
+            f"| {model} | {row['method']} | {row['hold']['sharing']} | {' | '.join(cells)} | {_cell(_peak(row))} | "
+            f"{row['tokens_per_second']:.0f} | {row['utilisation']:.0%} |"
+        )
+
+
+def _peak(row: dict[str, Any]) -> dict[str, float]:
+    """The largest of every column over the phases."""
+    keys = ("allocated_mb", "reserved_mb", "estimated_mb")
+    return {key: max(found[key] for found in row["phases"].values()) for key in keys}
+
+
+def _cell(found: dict[str, float] | None) -> str:
+    """``measured (estimated, deviation)`` in MiB."""
+    if found is None:
+        return "–"
+    off = found["estimated_mb"] / found["allocated_mb"] - 1
+    reserved = "" if found["reserved_mb"] == found["allocated_mb"] else f" / {found['reserved_mb']:.0f}"
+    return f"{found['allocated_mb']:.0f}{reserved} ({found['estimated_mb']:.0f}, {off:+.0%})"
+
+
+def estimated_table() -> Iterator[str]:
+    """Markdown: Gemma-2B at its true shapes, in GB of 10^9 bytes, as the real study is configured."""
+    names = ("load", "rollout", "score", "policy backward", "critic backward", "optimizer")
+    yield f"| setting | method | bases | {' | '.join(names)} | peak |"
+    yield "|---" * (len(names) + 4) + "|"
+    for low in (False, True):
+        hold, work = gemma2b(low)
+        for sharing in ("one_base", "separate_copies"):
+            for method in ("grpo", "ppo"):
+                own = dataclasses.replace(work, group_size=1) if method == "ppo" else work
+                held = dataclasses.replace(hold, sharing=sharing)
+                found = phases(GEMMA_2B, held, own, critic=method == "ppo")
+                cells = [f"{found[name] / 1e9:.2f}" if name in found else "–" for name in names]
+                peak = f"**{max(found.values()) / 1e9:.2f}**"
+                setting = "low_memory" if low else "default"
+                yield f"| {setting} | {method} | {sharing} | {' | '.join(cells)} | {peak} |"
+
+
+def main() -> None:
+    import torch
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", default=",".join(SMALL), help="of the small models, on a CPU")
+    parser.add_argument("--estimates", action="store_true", help="the table from shapes alone; measure nothing")
+    asked = parser.parse_args()
+    print("\n".join(["Gemma-2B, *estimated* (GB):", "", *estimated_table(), ""]))
+    if asked.estimates:
+        return
+    rows = []
+    cuda = torch.cuda.is_available()
+    for name, shape, hold, work in cases(cuda, asked.sizes.split(",")):
+        for sharing in ("one_base", "separate_copies"):
+            for method in ("grpo", "ppo"):
+                rows.append((name, measured(shape, dataclasses.replace(hold, sharing=sharing), work, method)))
+                print(f"{name} {method} {sharing}: {_cell(_peak(rows[-1][1]))}", file=sys.stderr)
+    device = rows[0][1]["device"]
+    print("\n".join([f"Measured on {device}, MiB (estimated, deviation):", "", *table(rows)]))
+    machine = {"device": device, "processor": platform.processor() or platform.machine(), "torch": torch.__version__}
+    path = HERE / "results" / f"gemma2b-{device.lower().replace(' ', '-')}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"machine": machine, "rows": [{"model": n, **r} for n, r in rows]}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""One iteration of an arm on random weights, in a process of its own: peak memory and time of each phase.
+
+    python benchmarks/measure.py '{"shape": [256000, 64, 2, 4, 1, 16, 256], "method": "grpo", ...}'
+
+Prints one JSON line. On CUDA the peaks are those of torch's allocator; on a CPU they are the peak of the resident
+set (VmHWM, reset before each phase) above what the process held before the first weight was made.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from gemma_alignment.config import build
+from gemma_alignment.modeling.copies import SeparateCopies
+from gemma_alignment.modeling.embedding import shrink_embedding
+from gemma_alignment.modeling.loading import load_base
+from gemma_alignment.modeling.memory import Holding, Shape, Work
+from gemma_alignment.modeling.roles import SharedBase
+from gemma_alignment.rollout.experience import in_parts, role_logprobs
+from gemma_alignment.rollout.sampling import sample
+from gemma_alignment.schemas import Credit, Experience, Normalizer
+from gemma_alignment.training.methods import METHODS
+from gemma_alignment.training.policy_optimization import minibatch_of
+
+CONF = Path(__file__).parents[1] / "conf" / "base"
+MB = 2**20
+
+
+class Meter:
+    """Peaks and times of phases that may be entered many times; a peak is the largest of them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.peaks: dict[str, dict[str, float]] = {}
+        self.baseline = 0.0 if device.type == "cuda" else _status("VmRSS")
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")
+        started = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        found = self.peaks.setdefault(name, {"allocated_mb": 0.0, "reserved_mb": 0.0, "seconds": 0.0})
+        found["seconds"] += time.perf_counter() - started
+        for key, value in self._peak().items():
+            found[key] = max(found[key], value)
+
+    def _peak(self) -> dict[str, float]:
+        if self.device.type == "cuda":
+            return {
+                "allocated_mb": torch.cuda.max_memory_allocated() / MB,
+                "reserved_mb": torch.cuda.max_memory_reserved() / MB,
+            }
+        return dict.fromkeys(("allocated_mb", "reserved_mb"), _status("VmHWM") - self.baseline)
+
+
+def _status(key: str) -> float:
+    """A line of /proc/self/status in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(key))
+
+
+def random_base(shape: Shape, hold: Holding, device: torch.device) -> Any:
+    """A Gemma of this shape with random weights, quantised by the loader that the study uses."""
+    from transformers import GemmaConfig, GemmaForCausalLM
+
+    config = GemmaConfig(
+        vocab_size=shape.vocabulary, hidden_size=shape.hidden, num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, head_dim=shape.head_dim,
+        intermediate_size=shape.intermediate, max_position_embeddings=8192, pad_token_id=0, bos_token_id=2,
+        eos_token_id=1, dtype=getattr(torch, hold.dtype),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = GemmaForCausalLM(config).to(getattr(torch, hold.dtype))
+    if hold.quantization == "nf4":
+        with tempfile.TemporaryDirectory() as directory:
+            model.save_pretrained(directory)
+            del model
+            return load_base(directory, "nf4", hold.dtype, device)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def opened(shape: Shape, hold: Holding, critic: bool, device: torch.device) -> Any:
+    """The model with the roles of an arm."""
+    lora = SimpleNamespace(rank=hold.rank, alpha=2 * hold.rank, targets="all-linear")
+
+    def make() -> SharedBase:
+        base = random_base(shape, hold, device)
+        if hold.embedding == "int8":
+            shrink_embedding(base)
+        return SharedBase(base, lora, 0, hold.checkpointing, hold.optimizer)
+
+    model = SeparateCopies(make) if hold.sharing == "separate_copies" else make()
+    for role in ("policy", "reward", *(("critic",) if critic else ())):
+        model.add(role)
+    model.holder("reference")
+    return model
+
+
+def iteration(model: Any, method: Any, shape: Shape, hold: Holding, work: Work, optimizers: Any, meter: Meter) -> int:
+    """Rollout, scores, one optimizer step: as the loop does it; returns the tokens that were sampled."""
+    chance = torch.Generator().manual_seed(1)
+    prompts = torch.randint(3, shape.vocabulary, (work.decoded // work.group_size, work.prompt), generator=chance)
+    with meter.phase("rollout"), model.decoder("policy", hold.weights) as decoder:
+        found = sample(
+            decoder, prompts.tolist(), work.group_size, max_new_tokens=work.response, temperature=1.0, stop_ids=(1,),
+            pad_id=0, generator=chance, batch_size=work.decoded,
+        )  # fmt: skip
+    batch = found.sequences
+    values = None
+    with meter.phase("score"):
+        with model.role("reward"):
+            scores = in_parts(batch, work.rows, model.scores)
+        reference = role_logprobs(model, "reference", batch, 1.0, work.rows)
+        old = role_logprobs(model, "policy", batch, 1.0, work.rows)
+        if method.needs_critic:
+            with model.role("critic"):
+                values = in_parts(batch, work.rows, model.values) * batch.response_mask
+    experience = Experience(
+        *batch, ended=found.ended, scores=scores, raw_scores=scores, old_logprobs=old, ref_logprobs=reference,
+        values=values, group_size=work.group_size,
+    )  # fmt: skip
+    _update(model, method, experience, method.assign_credit(experience, 0.05), work, optimizers, meter)
+    return int(batch.response_mask.sum())
+
+
+def _update(
+    model: Any, method: Any, experience: Experience, credit: Credit, work: Work, optimizers: Any, meter: Meter
+) -> None:
+    from gemma_alignment.training.policy_optimization import _on
+
+    whole = minibatch_of(experience, credit, 0.05)
+    normalizer = Normalizer.of(whole, work.response)
+    outputs: dict[str, Callable[[Any], Tensor]] = {
+        "policy": lambda part: method.policy_loss(model.logprobs(part, 1.0)[0], part, normalizer)[0],
+        "critic": lambda part: method.value_loss(model.values(part), part, normalizer)[0],
+    }
+    for piece in whole.split(work.rows):
+        micro = _on(model.device, piece)
+        for role in optimizers:
+            with meter.phase(f"{role} backward"), model.role(role, train=True):
+                outputs[role](micro).backward()
+    with meter.phase("optimizer"):
+        for optimizer in optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a large matrix product here: what utilisation is a share of."""
+    size = 4096 if device.type == "cuda" else 512
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    _ = a @ a
+    best = 0.0
+    for _ in range(3):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        _ = a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best
+
+
+def measured(asked: dict[str, Any]) -> dict[str, Any]:
+    """What the second iteration takes; the first makes the optimizers' moments."""
+    torch.set_num_threads(int(asked.get("threads", 1)))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    shape, hold, work = Shape(*asked["shape"]), Holding(**asked["hold"]), Work(**asked["work"])
+    values = yaml.safe_load((CONF / f"parameters_{asked['method']}.yml").read_text())[asked["method"]]
+    method = build(METHODS[asked["method"]], values | {"group_size": work.group_size}, asked["method"])
+    rate = matmul_rate(device, getattr(torch, hold.dtype))
+    meter = Meter(device)
+    with meter.phase("load"):
+        model = opened(shape, hold, method.needs_critic, device)
+    optimizers = {"policy": model.adam("policy", 1e-5)}
+    if method.needs_critic:
+        optimizers["critic"] = model.adam("critic", 1e-5)
+    iteration(model, method, shape, hold, work, optimizers, Meter(device))
+    before = model.forward_flops()
+    tokens = iteration(model, method, shape, hold, work, optimizers, meter)
+    seconds = sum(found["seconds"] for name, found in meter.peaks.items() if name != "load")
+    return {
+        **asked,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
+        "phases": meter.peaks,
+        "sampled_tokens_per_second": tokens / meter.peaks["rollout"]["seconds"],
+        "tokens_per_second": tokens / seconds,
+        "matmul_flops": rate,
+        "utilisation": (model.forward_flops() - before) / seconds / rate,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(measured(json.loads(sys.argv[1]))))

@@ -1,0 +1,82 @@
+"""A vocabulary of 256,000 on a CPU: how much more a training step needs when responses are twice as long.
+
+    python benchmarks/vocabulary.py
+
+Peak resident set of one policy step (forward, backward, Adam; hidden size 64, the number of micro-batches fixed)
+above that of the loaded model, for responses of 64 and of 128 tokens: with logits in chunks, as the study trains,
+and with the logits of every position at once. Each of the four in a process of its own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROWS, MICROBATCHES, PROMPT = 8, 2, 16
+LENGTHS = (64, 128)
+WAYS = ("chunks", "naive")
+
+
+def child(way: str, length: int) -> float:
+    """MiB that the step's peak stands above the loaded model."""
+    import torch
+    from measure import Meter, _status, opened
+
+    from gemma_alignment.modeling import roles
+    from gemma_alignment.modeling.memory import Holding, Shape
+    from gemma_alignment.modeling.sequences import sequences
+
+    torch.set_num_threads(1)
+    hold = Holding("none", "float32", 16, True, "adam", "sft_merged", "one_base", "adapter")
+    model = opened(Shape(256_000, 64, 2, 4, 1, 16, 256), hold, False, torch.device("cpu"))
+    model._packs = True
+    if way == "naive":
+        roles.positions_at_a_time = lambda vocabulary: 10**9
+    optimizer = model.adam("policy", 1e-5)
+    chance = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 256_000, (MICROBATCHES, ROWS, PROMPT + length), generator=chance).tolist()
+    loaded, meter = _status("VmRSS"), Meter(torch.device("cpu"))
+    with meter.phase("step"):
+        for rows in ids:
+            batch = sequences([row[:PROMPT] for row in rows], [row[PROMPT:] for row in rows], 0)
+            with model.role("policy", train=True):
+                model.logprobs(batch, 1.0)[0].mean().backward()
+        optimizer.step()
+    return meter.peaks["step"]["allocated_mb"] + meter.baseline - loaded
+
+
+def growth() -> dict[str, dict[str, float]]:
+    """The increase for each way and length, and how much it grows from the shorter to the longer."""
+    from gemma2b import RETURN_AT_ONCE
+
+    found: dict[str, dict[str, float]] = {}
+    for way in WAYS:
+        found[way] = {}
+        for length in LENGTHS:
+            done = subprocess.run(
+                [sys.executable, __file__, way, str(length)], text=True, check=True, stdout=subprocess.PIPE,
+                env={**os.environ, **RETURN_AT_ONCE},
+            )  # fmt: skip
+            found[way][str(length)] = float(done.stdout.splitlines()[-1])
+        short, long = (found[way][str(length)] for length in LENGTHS)
+        found[way]["growth"] = long / short - 1
+    return found
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        print(child(sys.argv[1], int(sys.argv[2])))
+        return
+    found = growth()
+    print("| logits | 64 tokens | 128 tokens | growth |\n|---|---|---|---|")
+    for way, row in found.items():
+        print(f"| {way} | {row['64']:.0f} MiB | {row['128']:.0f} MiB | {row['growth']:+.0%} |")
+    path = HERE / "results" / "vocabulary-cpu.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""What a run needs of memory, phase by phase, from shapes alone: an estimate for machines that are not at hand.
+
+It counts what is allocated at the peak of each phase: weights as they are held, adapters in fp32, gradients and
+moments of what trains, activations that the backward pass keeps, and the logits that exist at a time. The library's
+own buffers and the CUDA context are not in it. `benchmarks/README.md` holds it against measured peaks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from gemma_alignment.modeling.heads import positions_at_a_time
+
+FP32 = 4
+NF4 = 0.5 + (1 + FP32 / 256) / 64
+"""Bytes a weight: half of one, and for each block of 64 a scale of one byte with a second scale for every 256."""
+WIDTHS = {"float32": 4, "bfloat16": 2}
+MOMENTS = {"adam": 8.0, "paged_adam_8bit": 2.0 + 8 / 256}
+"""Bytes a trained weight."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder-only transformer with a gated MLP."""
+
+    vocabulary: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    tied: bool = True
+
+    @classmethod
+    def of(cls, config: Any) -> Self:
+        """Read it from a configuration of transformers."""
+        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return cls(
+            config.vocab_size, config.hidden_size, config.num_hidden_layers, config.num_attention_heads,
+            config.num_key_value_heads, dim, config.intermediate_size, bool(config.tie_word_embeddings),
+        )  # fmt: skip
+
+    @property
+    def _linears(self) -> tuple[tuple[int, int], ...]:
+        """Inputs and outputs of the linear layers of one block."""
+        d, f, q, kv = self.hidden, self.intermediate, self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return (d, q), (d, kv), (d, kv), (q, d), (d, f), (d, f), (f, d)
+
+    @property
+    def linear_weights(self) -> int:
+        """Weights of every linear layer but the head."""
+        return self.layers * sum(inputs * outputs for inputs, outputs in self._linears)
+
+    @property
+    def table_weights(self) -> int:
+        """Weights of the embedding, and of the head where it is another table."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    def lora_weights(self, rank: int) -> int:
+        """Weights of one adapter on every linear layer."""
+        return self.layers * sum(rank * (inputs + outputs) for inputs, outputs in self._linears)
+
+
+GEMMA_2B = Shape(256_000, 2048, 18, 8, 1, 256, 16_384)
+
+
+@dataclass(frozen=True)
+class Holding:
+    """How models are held: section ``modeling``, as far as memory goes."""
+
+    quantization: str
+    dtype: str
+    rank: int
+    checkpointing: bool
+    optimizer: str
+    rl_base: str
+    sharing: str
+    weights: str
+    """``rollout.weights``."""
+    embedding: str = "as_saved"
+
+    @classmethod
+    def of(cls, modeling: Mapping[str, Any], weights: str) -> Self:
+        """Read it from the parameters."""
+        return cls(
+            modeling["quantization"], modeling["dtype"], modeling["lora"]["rank"], modeling["gradient_checkpointing"],
+            modeling["optimizer"], modeling["rl_base"], modeling["sharing"], weights, modeling["embedding"],
+        )  # fmt: skip
+
+    @property
+    def width(self) -> int:
+        """Bytes of an activation, and of a weight that is not quantised."""
+        return WIDTHS[self.dtype]
+
+    def base(self, shape: Shape) -> float:
+        """Bytes of one base."""
+        linear = NF4 if self.quantization == "nf4" else self.width
+        table = 1 if self.embedding == "int8" else self.width
+        return shape.linear_weights * linear + shape.table_weights * table
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is in memory at a time."""
+
+    rows: int
+    """Responses of a micro-batch."""
+    decoded: int
+    """Responses decoded side by side."""
+    group_size: int
+    prompt: int
+    """Tokens of a prompt."""
+    response: int
+    """Tokens of a response."""
+
+    @property
+    def positions(self) -> int:
+        """Positions of a micro-batch whose rows share no prompt."""
+        return self.rows * (self.prompt + self.response)
+
+
+def phases(shape: Shape, hold: Holding, work: Work, critic: bool) -> dict[str, float]:
+    """Peak bytes of each phase of an iteration, the second or a later one: the optimizers hold their moments."""
+    lora = shape.lora_weights(hold.rank)
+    trained = lora * (2 if critic else 1)
+    frozen = lora * (2 if hold.rl_base == "sft_adapter" else 1)
+    roles = 4 if critic else 3
+    bases = roles if hold.sharing == "separate_copies" else 1
+    if hold.rl_base == "sft_adapter" and hold.sharing == "separate_copies":
+        frozen += lora * (roles - 1)  # each copy carries the frozen SFT adapter
+    load = bases * hold.base(shape) + FP32 * (trained + frozen)
+    resident = load + MOMENTS[hold.optimizer] * trained
+    states = work.positions * shape.hidden * hold.width
+    gradients = FP32 * lora
+    kept, again = _kept(shape, hold, work), _layer(shape, hold) * work.positions
+    backward = kept + (again if hold.checkpointing else 0.0) + _passing(shape, hold, work.positions)
+    both = gradients * (2 if critic else 1)
+    found = {
+        "load": load,
+        "rollout": resident + _decoding(shape, hold, work),
+        "score": resident + 2 * states + max(_passing(shape, hold, work.positions), _head(shape, hold)),
+        "policy backward": resident + both + 2 * states + max(kept + _head(shape, hold), backward),
+    }
+    if critic:
+        found["critic backward"] = resident + both + 2 * states + backward
+    found["optimizer"] = resident + both
+    return found
+
+
+def _layer(shape: Shape, hold: Holding) -> float:
+    """Bytes a position that the backward pass of one block with adapters keeps.
+
+    The inputs of both norms and their outputs; queries, keys and values of every head and what attention gives;
+    gate, its activation, the other half, and their product. Where activations are not fp32 the norms and the
+    adapters keep fp32 copies of what they read.
+    """
+    d, f, q = shape.hidden, shape.intermediate, shape.heads * shape.head_dim
+    plain = hold.width * (4 * d + 4 * q + 4 * f)
+    copies = 0 if hold.width == FP32 else FP32 * (2 * d + 5 * d + q + f)
+    return plain + copies + FP32 * 7 * hold.rank
+
+
+def _kept(shape: Shape, hold: Holding, work: Work) -> float:
+    """Bytes kept from the whole forward pass: the inputs of every block, or all that every block keeps."""
+    each = shape.hidden * hold.width if hold.checkpointing else _layer(shape, hold)
+    return shape.layers * each * work.positions
+
+
+def _passing(shape: Shape, hold: Holding, positions: int) -> float:
+    """Bytes that come and go inside a block: three tensors of the MLP's width, one of them in fp32."""
+    dequantised = hold.width * shape.hidden * shape.intermediate if hold.quantization == "nf4" else 0
+    return positions * shape.intermediate * (2 * hold.width + FP32) + dequantised
+
+
+def _head(shape: Shape, hold: Holding) -> float:
+    """Bytes of the logits that exist at a time: as computed, and four copies in fp32."""
+    chunk = positions_at_a_time(shape.vocabulary)
+    return chunk * shape.vocabulary * (hold.width + 4 * FP32) + _table_part(shape, hold)
+
+
+def _decoding(shape: Shape, hold: Holding, work: Work) -> float:
+    """Bytes of a rollout: the cache, one step's logits and what is drawn from them, and a merged copy."""
+    length = work.prompt + work.response
+    cache = shape.layers * 2 * shape.kv_heads * shape.head_dim * hold.width * length * work.decoded
+    logits = work.decoded * shape.vocabulary * (2 * hold.width + 3 * FP32) + _table_part(shape, hold)
+    prompts = max(1, work.decoded // work.group_size) * work.prompt
+    merged = hold.width * (shape.linear_weights + shape.table_weights) if hold.weights == "merged" else 0
+    return cache + max(logits, _passing(shape, hold, prompts)) + merged
+
+
+def _table_part(shape: Shape, hold: Holding) -> float:
+    """Bytes of the part of a table in 8 bits that is dequantised at a time."""
+    from gemma_alignment.modeling.embedding import ROWS
+
+    return ROWS * shape.hidden * hold.width if hold.embedding == "int8" else 0.0
