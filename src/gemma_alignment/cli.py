@@ -95,7 +95,7 @@ def study(context: click.Context, workers: int | None, dry_run: bool, resume: bo
         return
     asked = planned(_project(context), **options)
     if dry_run:
-        show(asked, resume)
+        sys.exit(0 if show(asked, resume) else 1)
     else:
         sys.exit(start(asked, workers, resume))
 

@@ -5,6 +5,7 @@ from typing import Any
 
 SECTIONS: dict[str, str] = {
     "study": "gemma_alignment.parameters.study:StudyParameters",
+    "rates": "gemma_alignment.parameters.rates:RateParameters",
     "preferences": "gemma_alignment.parameters.data:PreferencesParameters",
     "world": "gemma_alignment.parameters.data:WorldParameters",
     "tiny_model": "gemma_alignment.parameters.data:TinyModelParameters",

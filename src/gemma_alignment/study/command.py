@@ -12,6 +12,7 @@ from gemma_alignment.dotted import dotted
 from gemma_alignment.errors import UserError
 from gemma_alignment.hooks.feasible import check_budget
 from gemma_alignment.parameters.study import StudyParameters
+from gemma_alignment.study.estimates import Line, preflight
 from gemma_alignment.study.plan import Plan, parse_names, parse_seeds
 from gemma_alignment.study.project import Opened, read_parameters
 from gemma_alignment.study.status import counted, status_of
@@ -85,11 +86,15 @@ def start(asked: Asked, workers: int | None, resume: bool) -> int:
         raise UserError("--resume goes on with what is there and overwrite=true begins anew: give one of them")
     console = Console()
     _say_left_out(asked, console)
+    _say_needs(asked, console)
     return run_study(asked.project, asked.plan, workers, console, resume)
 
 
-def show(asked: Asked, resume: bool) -> None:
-    """The runs, or those that are not finished, each with the command that does the same by hand."""
+def show(asked: Asked, resume: bool) -> bool:
+    """The runs, or those that are not finished, each with the command that does the same by hand.
+
+    Returns: whether all that the study needs is there, as far as it can be told without a GPU.
+    """
     console = Console(highlight=False, soft_wrap=True)
     plan = asked.plan
     all_of_it = (plan.preparation, *plan.arms, plan.closing)
@@ -98,6 +103,15 @@ def show(asked: Asked, resume: bool) -> None:
     for run in runs:
         console.print(f"{run.label:{width}}  {run.command()}", markup=False)
     _say_left_out(asked, console)
+    return not any(line.is_missing for line in _say_needs(asked, console))
+
+
+def _say_needs(asked: Asked, console: Console) -> Sequence[Line]:
+    lines = preflight(asked.plan, asked.parameters, asked.data_root)
+    width = max((len(line.what) for line in lines), default=0)
+    for line in lines:
+        console.print(f"{line.what:{width}}  {line.said}", markup=False, highlight=False, soft_wrap=True)
+    return lines
 
 
 def _say_left_out(asked: Asked, console: Console) -> None:

@@ -1,0 +1,20 @@
+"""What a machine does in a second: for the hours that a study will take, before it starts."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RateParameters:
+    """Rates of one GPU, for the model of the study."""
+
+    forward_tokens_per_second: float
+    """Tokens that go through the frozen model in one direction."""
+    decode_steps_per_second: float
+    """Steps of decoding, each a token for every row of the batch."""
+    measured_on: str | None
+    """The GPU that they were measured on; null: they are assumed, and so are the hours."""
+
+    def __post_init__(self) -> None:
+        for name in ("forward_tokens_per_second", "decode_steps_per_second"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be above 0")
