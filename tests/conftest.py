@@ -42,6 +42,23 @@ def project(tmp_path, empty_store, monkeypatch):
 
 
 @pytest.fixture(scope="session")
+def toy_study(tmp_path_factory):
+    """A project folder in which ``kedro run`` finished at toy size, every stage for one seed; to be read only."""
+    root = tmp_path_factory.mktemp("toy") / "study"
+    for name in ("conf", "notebooks", "docs"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("local"))
+    (root / "conf" / "local").mkdir()
+    for name in ("pyproject.toml", ".telemetry"):
+        shutil.copy(ROOT / name, root / name)
+    shutil.copytree(ROOT / "src", root / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    away = ("MLFLOW_TRACKING_URI", "GEMMA_ALIGNMENT_PARENT_RUN", "GEMMA_ALIGNMENT_STUDY", "KEDRO_ENV")
+    project = Project(root, {name: value for name, value in os.environ.items() if name not in away})
+    code, text = project.command("kedro", "run", "--env=test", "--params", "data_root=data")
+    assert code == 0, text
+    return project
+
+
+@pytest.fixture(scope="session")
 def shared_start(tmp_path_factory):
     """``shared_start(project, name, make)``: what ``make`` does to a fresh project, done once and copied after that."""
     folders = {}
@@ -64,9 +81,10 @@ class Project:
     registry = "small_project.pipeline_registry"
     """Where this process takes the pipelines from: those of the small project, or the real ones."""
 
-    def __init__(self, root):
+    def __init__(self, root, variables=None):
         self.root = root
         self.data = root / "data" / "test"
+        self._variables = variables
 
     def run(self, *pipelines, **params):
         """One session in this process, with ``--env=test``; parameters with ``__`` for the dots."""
@@ -85,10 +103,10 @@ class Project:
         with KedroSession.create(self.root, env="test", runtime_params=given, save_on_close=False) as session:
             return session.run(pipeline_names=list(pipelines))
 
-    def command(self, *words, **environment):
+    def command(self, *words, stdin="", **environment):
         """A command in a process of its own: its status and its output."""
         done = subprocess.run(
-            [sys.executable, "-m", *words], cwd=self.root, env=self.environment(environment), text=True,
+            [sys.executable, "-m", *words], cwd=self.root, env=self.environment(environment), text=True, input=stdin,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=180, check=False,
         )  # fmt: skip
         return done.returncode, done.stdout
@@ -101,7 +119,7 @@ class Project:
         )  # fmt: skip
 
     def environment(self, more):
-        return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **more}
+        return {**(self._variables or os.environ), "OMP_NUM_THREADS": "1", "COLUMNS": "200", **more}
 
     @property
     def client(self):
