@@ -69,6 +69,8 @@ class Record:
     """Every parameter its nodes read: what ``configuration`` is the digest of."""
     method: str | None = None
     mlflow_run_id: str | None = None
+    mlflow_view: str | None = None
+    """The address at which MLflow's pages compare the arms."""
     status: Status = "running"
     created: str = field(default_factory=now)
     ended: str | None = None

@@ -180,6 +180,10 @@ def _arm(family, seed, iterations, prompts, gold):
         "run.json": {
             "status": "finished",
             "mlflow_run_id": f"{family}{seed}",
+            "mlflow_view": "http://127.0.0.1:5000/#/experiments/1/runs?viewStateShareKey=arms",
+            "created": "2026-01-01T10:00:00+00:00",
+            "ended": "2026-01-01T10:03:00+00:00",
+            "peak_mb": 910.0 if method == "ppo" else 640.0,
             "commit": "0123abc",
             "fingerprints": {"sft": "f" * 64, "reward_model": "e" * 64, "data": "d" * 64},
             "parameters": parameters_of(family, seed, iterations),

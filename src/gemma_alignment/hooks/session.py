@@ -2,6 +2,7 @@
 
 import atexit
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kedro.framework.hooks import hook_impl
@@ -9,7 +10,8 @@ from kedro.pipeline.node import Node
 
 from gemma_alignment.datasets.run_log import RunLog
 from gemma_alignment.fingerprints import Status
-from gemma_alignment.hooks.checks import check_parameters, configured_parameters, path_of
+from gemma_alignment.hooks import kept
+from gemma_alignment.hooks.checks import check_parameters, configured_parameters, free_inputs, path_of
 from gemma_alignment.hooks.inputs import check_inputs
 from gemma_alignment.hooks.provenance import command, git_commit
 from gemma_alignment.hooks.signals import Signals
@@ -19,8 +21,12 @@ from gemma_alignment.hooks.work import Work, stage_name, works
 
 logger = logging.getLogger(__name__)
 
-KEPT = ("report", "comparison")
+KEPT = ("report", "comparison", "report_figures")
 """Datasets whose files are kept with the study's run."""
+RAW = "preferences_raw"
+"""The data that everything is made from: an input of the run that wrote it down."""
+PAIRS, JUDGED = "answer_pairs", "judgements"
+"""What the judge was asked, and what it said: a few calls are kept as traces."""
 SUMMARY = "study_metrics"
 """The dataset whose numbers are logged to the study's run."""
 COUNTS = "row_counts"
@@ -49,6 +55,7 @@ class Session:
         self.signals = Signals()
         self._commit = git_commit(context.project_path)
         self._logs: list[tuple[RunLog, Work | None]] = []
+        self._pairs: Sequence[Mapping[str, Any]] = ()
         self._open = True
         atexit.register(self._abandon)
 
@@ -63,8 +70,9 @@ class Session:
         work = self._work(node)
         self.tracking.enter(work)
         if work is not None and work.record is None:
-            facts = {"mlflow_run_id": work.run_id, "commit": self._commit, "command": command()}
-            work.start(self.catalog, **facts)
+            tracked = {"mlflow_run_id": work.run_id, "mlflow_view": self.tracking.view}
+            work.start(self.catalog, commit=self._commit, command=command(), **tracked)
+            self.tracking.log_inputs(work.run_id, kept.inputs_of(free_inputs(work.full), self.catalog))
         for value in inputs.values():
             if isinstance(value, RunLog):
                 self._connect(value, work)
@@ -80,10 +88,17 @@ class Session:
         if name == SUMMARY:
             self.tracking.log_metrics(data, self.tracking.summary_run)
         elif name == COUNTS:
-            maker = next(work for work in self.works.values() if name in work.full.all_outputs())
-            self.tracking.log_metrics(data, maker.run_id)
+            self.tracking.log_metrics(data, self._run_that_makes(name))
+        elif name == PAIRS:
+            self._pairs = data
+        elif name == JUDGED:
+            self.tracking.log_calls(kept.sample(data, self._pairs), self._run_that_makes(name))
+        elif name == RAW:
+            self.tracking.log_inputs(self._run_that_makes(name), kept.inputs_of([name], self.catalog))
+        elif (trained := kept.adapter(self.catalog.get(name))) is not None:
+            self.tracking.log_artifact(trained, self._run_that_makes(name))
         elif name in KEPT and (path := path_of(self.catalog.get(name))) is not None:
-            self.tracking.log_artifact(path)
+            self.tracking.log_artifact(path, self.tracking.summary_run)
 
     def close(self, error: BaseException | None) -> None:
         """End every stage that began; kedro-mlflow then ends the session's own run."""
@@ -112,6 +127,10 @@ class Session:
     def _work(self, node: Node) -> Work | None:
         name = stage_name(node)
         return self.works.get(name) if name is not None else None
+
+    def _run_that_makes(self, name: str) -> str | None:
+        """The MLflow run of the stage that writes a dataset."""
+        return next((work.run_id for work in self.works.values() if name in work.full.all_outputs()), None)
 
     def _connect(self, log: RunLog, work: Work | None) -> None:
         run_id = (work.run_id if work is not None else None) or self.tracking.run_id

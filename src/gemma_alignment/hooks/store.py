@@ -6,6 +6,11 @@ from typing import Any
 from gemma_alignment.errors import UserError
 
 SCHEME = "sqlite:///"
+SERVERS = ("http://", "https://")
+VIEW = "arms"
+"""The name under which the view that compares the arms is kept with the experiment."""
+PORT = 5000
+"""Where ``make ui`` listens."""
 ANSWER = 10.0
 """Seconds that a server has to answer before a run starts."""
 
@@ -49,7 +54,7 @@ def anchor(context: Any) -> None:
     conf = dict(loader["mlflow"])
     server = dict(conf.get("server") or {})
     uri = server.get("mlflow_tracking_uri")
-    if isinstance(uri, str) and uri.startswith(("http://", "https://")):
+    if isinstance(uri, str) and uri.startswith(SERVERS):
         check_server(uri)
     if not isinstance(uri, str) or not uri.startswith(SCHEME):
         return
@@ -58,6 +63,19 @@ def anchor(context: Any) -> None:
     artifacts = {"artifact_location": (Path(context.project_path) / "mlruns").as_uri()}
     experiment = {"create_experiment_kwargs": artifacts, **(tracking.get("experiment") or {})}
     loader["mlflow"] = {**conf, "server": server, "tracking": {**tracking, "experiment": experiment}}
+
+
+def view_address(uri: str, experiment_id: str, port: int = PORT) -> str:
+    """Where MLflow's pages show the arms side by side: on the server of the store, else on that of ``make ui``.
+
+    A name and a password in the address of a server stay out of it.
+    """
+    server = f"http://127.0.0.1:{port}"
+    if uri.startswith(SERVERS):
+        scheme, _, rest = uri.rstrip("/").partition("://")
+        host, slash, path = rest.partition("/")
+        server = f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    return f"{server}/#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}"
 
 
 def find_run(client: Any, run_id: str | None) -> Any:

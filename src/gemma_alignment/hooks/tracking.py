@@ -2,12 +2,13 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gemma_alignment.hooks.kept import log_calls
 from gemma_alignment.hooks.provenance import command, git_commit, git_is_dirty
-from gemma_alignment.hooks.store import find_run
+from gemma_alignment.hooks.store import find_run, view_address
 from gemma_alignment.hooks.work import Work
 from gemma_alignment.stages import Stage
 
@@ -17,6 +18,10 @@ PARENT = "GEMMA_ALIGNMENT_PARENT_RUN"
 """Environment variable: the id of the study's MLflow run, under which this session's runs are nested."""
 STUDY = "GEMMA_ALIGNMENT_STUDY"
 """Environment variable: the name of the study."""
+
+
+SYSTEM_METRICS = "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"
+"""MLflow's own switch: processor, memory, disk and GPU of every run, every ten seconds; ``false`` turns it off."""
 
 
 class Tracking:
@@ -67,6 +72,15 @@ class Tracking:
         """Where what is said of the study as a whole goes: its own run, else the session's."""
         return self._parent or self.run_id
 
+    @property
+    def view(self) -> str | None:
+        """The address at which MLflow's pages compare the arms; None where nothing is tracked."""
+        import mlflow
+
+        if not self.is_on or self._config is None:
+            return None
+        return view_address(mlflow.get_tracking_uri(), self._config.tracking.experiment._experiment.experiment_id)
+
     def before_open(self) -> None:
         """Make the run that kedro-mlflow is to open: that of the only stage, of the first, or the session's.
 
@@ -75,6 +89,7 @@ class Tracking:
         """
         if self._config is None or not self._works:  # without a stage there is nothing to track
             return
+        os.environ.setdefault(SYSTEM_METRICS, "true")
         run, works = self._config.tracking.run, list(self._works.values())
         if len(works) == 1 or self._borrowed:
             run.name = works[0].stage.run_name
@@ -136,10 +151,31 @@ class Tracking:
             self._park(active.info.run_id)
             self.client.set_terminated(active.info.run_id, status)
 
-    def log_artifact(self, path: Path) -> None:
-        """Keep a file with the study's run."""
-        if self.is_on and path.is_file():
-            self.client.log_artifact(self.summary_run, str(path))
+    def log_artifact(self, path: Path, run_id: str | None) -> None:
+        """Keep a file or a folder with a run."""
+        if path.is_dir():
+            self._keep(run_id, lambda run: self.client.log_artifacts(run, str(path), path.name))
+        elif path.is_file():
+            self._keep(run_id, lambda run: self.client.log_artifact(run, str(path)))
+
+    def log_inputs(self, run_id: str | None, datasets: Sequence[Any]) -> None:
+        """Keep what a run read."""
+        if datasets:
+            self._keep(run_id, lambda run: self.client.log_inputs(run, datasets))
+
+    def log_calls(self, calls: Sequence[Mapping[str, Any]], run_id: str | None) -> None:
+        """Keep calls of the judge as traces of a run."""
+        if calls:
+            self._keep(run_id, lambda run: log_calls(calls, self.client.get_run(run).info.experiment_id, run))
+
+    def _keep(self, run_id: str | None, log: Callable[[str], object]) -> None:
+        """What a run holds beside its numbers must not end it: a store that refuses is given up."""
+        if not self.is_on or run_id is None:
+            return
+        try:
+            log(run_id)
+        except Exception as error:
+            self._lose(error)
 
     def log_metrics(self, metrics: Mapping[str, Any], run_id: str | None) -> None:
         """Keep single numbers with a run; None is skipped."""

@@ -65,7 +65,7 @@ def _first_screen(comparison: Block, title: str, drawn: Sequence[Figure]) -> Htm
             not_judged,
             class_="card",
         ),
-        h("div", *(_figure(one) for one in drawn), class_="grid"),
+        h("div", *(_figure(one, "h2") for one in drawn), class_="grid"),
     )
 
 
@@ -174,7 +174,7 @@ def _with_figures(content: Html | None, drawn: Sequence[Figure]) -> Html | None:
     return join([_grid(drawn), content]) if content else None
 
 
-def _figure(one: Figure) -> Html:
+def _figure(one: Figure, heading: str = "h3") -> Html:
     plot = h(
         "div",
         class_="plot",
@@ -184,7 +184,7 @@ def _figure(one: Figure) -> Html:
         aria_label=one.title,
     )
     caption = h("figcaption", one.caption) if one.caption else None
-    return h("figure", h("h3", one.title), plot, caption)
+    return h("figure", h(heading, one.title), plot, caption)
 
 
 def _protocol(comparison: Block) -> Html:
@@ -202,6 +202,14 @@ def _reproduce(comparison: Block) -> Html:
     return join(
         [
             h("pre", wording.reproduce(comparison["protocol"])),
+            _mlflow(comparison["mlflow_view"]),
             details("Software that wrote this report", sections.software(comparison)),
         ]
     )
+
+
+def _mlflow(view: str | None) -> Html | None:
+    if view is None:
+        return None
+    link = h("a", "the arms side by side", href=view)
+    return h("p", "Every run stands in MLflow: start its pages by ", h("code", "make ui"), " and open ", link, ".")

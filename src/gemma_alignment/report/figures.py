@@ -97,7 +97,7 @@ def win_bars(comparison: Mapping[str, Any]) -> Figure | None:
         "xaxis": {
             "range": [0, 100],
             "tickvals": [0, 25, 50, 75, 100],
-            "ticksuffix": "%",
+            "ticktext": ["0%", "25%", "50%", "75%", "100%"],
             "title": {"text": "share of prompts, all seeds together"},
         },
         "yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False},
@@ -217,6 +217,8 @@ def _sweep(name: str, metric: str, factors: list[Mapping[str, Any]], colors: Map
         "yaxis": {"title": {"text": METRICS[metric].unit}},
         "margin": {"l": 58, "r": 12, "t": 8, "b": 44},
     }
+    if len(set(shown)) <= 8:  # a group of 4.5 answers is none
+        layout["xaxis"] |= {"tickvals": sorted(set(shown)), "ticktext": [f"{x:g}" for x in sorted(set(shown))]}
     caption = "A point a seed, a line through the means; diamonds stand at the configured value."
     title = f"{METRICS[metric].label} over {name}"
     slug = f"sweep-{name}-{metric}".replace("/", "-").replace("_", "-")

@@ -171,9 +171,7 @@ def _dress(axis: Any, x: Spec, y: Spec, lowest: bool) -> None:
         if one.get("showgrid") is False:
             axis.grid(visible=False, axis=pick)
         if "tickvals" in one:
-            (axis.set_xticks if pick == "x" else axis.set_yticks)(one["tickvals"])
-        if suffix := one.get("ticksuffix"):
-            (axis.xaxis if pick == "x" else axis.yaxis).set_major_formatter(f"{{x:g}}{suffix}")
+            (axis.set_xticks if pick == "x" else axis.set_yticks)(one["tickvals"], one["ticktext"])
 
 
 def _legend(canvas: Any, axis: Any, traces: Sequence[Spec]) -> None:

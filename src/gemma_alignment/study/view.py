@@ -6,16 +6,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gemma_alignment.hooks.store import anchored
+from gemma_alignment.hooks.store import SERVERS, VIEW, anchored, view_address
 
 EXPERIMENT = "gemma-alignment"
 DEFAULT = "sqlite:///mlflow.db"
 
-KEY = "arms"
-TAG = f"mlflow.sharedViewState.{KEY}"
+TAG = f"mlflow.sharedViewState.{VIEW}"
 """Where MLflow's page looks for the view that ``viewStateShareKey`` in an address names."""
 
+JOBS = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION"
+"""MLflow's own switch for the eight processes that wait for scoring jobs, which nothing here asks for."""
+
 COLUMNS = (
+    "tags.`seed`",
     "metrics.`eval/score_mean`",
     "metrics.`eval/gold_mean`",
     "metrics.`eval/kl_to_reference`",
@@ -23,7 +26,7 @@ COLUMNS = (
     "metrics.`eval/response_length`",
     "metrics.`budget/responses`",
 )
-VIEW = {
+STATE = {
     "searchFilter": "tags.method != 'none'",
     "orderByKey": "tags.`method`",
     "orderByAsc": True,
@@ -34,14 +37,14 @@ VIEW = {
 
 
 def share(client: Any, experiment: str) -> str:
-    """Keep the view with the experiment; what belongs behind the server's address to open it.
+    """Keep the view with the experiment; the experiment's number.
 
     The experiment is made where no run has made it yet.
     """
     found = client.get_experiment_by_name(experiment)
     number = found.experiment_id if found is not None else client.create_experiment(experiment)
-    client.set_experiment_tag(number, TAG, json.dumps(VIEW))
-    return f"/#/experiments/{number}/runs?viewStateShareKey={KEY}"
+    client.set_experiment_tag(number, TAG, json.dumps(STATE))
+    return str(number)
 
 
 def command(uri: str, port: int) -> list[str]:
@@ -56,8 +59,8 @@ def show(project: Path, port: int) -> None:
     from mlflow import MlflowClient
 
     uri = anchored(os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT, project)
-    where = share(MlflowClient(uri), EXPERIMENT)
-    is_server = uri.startswith(("http://", "https://"))
-    click.echo(f"The arms side by side: {uri.rstrip('/') if is_server else f'http://127.0.0.1:{port}'}{where}")
-    if not is_server:
+    number = share(MlflowClient(uri), EXPERIMENT)
+    click.echo(f"The arms side by side: {view_address(uri, number, port)}")
+    if not uri.startswith(SERVERS):
+        os.environ.setdefault(JOBS, "false")
         os.execv(sys.executable, command(uri, port))  # noqa: S606 - no shell is wanted
