@@ -118,10 +118,11 @@ def test_a_study_runs_everything_once_under_one_run(project):
     assert parent.data.metrics["evaluation/win_rate"] == 0.5
     artifacts = {file.path for file in project.client.list_artifacts(parent.info.run_id)}
     assert artifacts == {"comparison.json", "report.html"}
-    last = output.strip().splitlines()[-3:]
+    last = output.strip().splitlines()[-4:]
     assert "finished: 4 processes done, 0 failed" in last[0]
     assert last[1].split() == ["Report:", str(project.data / "08_reporting" / "report.html")]
     assert "mlflow ui --backend-store-uri sqlite:///" in last[2]
+    assert last[3].endswith("python -m gemma_alignment chat --method grpo --seed 1 --compare --env=test")
     assert (project.data / "07_model_output/ppo/seed=1/run.log").exists()
 
     code, output = project.command("kedro", "study", "status", "--env=test", "--seeds=1,9")

@@ -1,14 +1,21 @@
-"""The project's commands: ``kedro run`` with readable errors, and ``kedro study``."""
+"""The project's commands: ``kedro run`` with readable errors, ``kedro study`` and ``chat``."""
 
 import functools
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.cli.utils import CONTEXT_SETTINGS, _split_params, env_option
+
+from gemma_alignment.errors import brief
+
+ERRORS = "errors.log"
+"""Where the tracebacks of errors that nobody foresaw go, in the folder where the command was typed."""
 
 
 @click.group(context_settings=CONTEXT_SETTINGS, name="gemma-alignment")
@@ -30,10 +37,12 @@ def readable(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _exit(error: Exception) -> NoReturn:
-    """Exit with a message where the user can mend the error or stopped the run; else raise it again."""
-    from gemma_alignment.explain import chain, explained
+    """Exit with one message: of an error that nobody foresaw its cause, and where its traceback is."""
+    from gemma_alignment.explain import chain, explained, where
     from gemma_alignment.hooks.signals import RunInterrupted
 
+    if isinstance(error, click.ClickException | click.exceptions.Exit | click.Abort):
+        raise error  # click's own words for a wrong option
     for cause in chain(error):
         if isinstance(cause, RunInterrupted):
             click.secho(f"The run was {cause}.", err=True, fg="red")
@@ -41,7 +50,20 @@ def _exit(error: Exception) -> NoReturn:
     if (text := explained(error)) is not None:
         click.secho(f"Error: {text}", err=True, fg="red")
         sys.exit(1)
-    raise error
+    log = _keep_traceback(error)
+    click.secho(f"Error: {brief(error)}", err=True, fg="red")
+    click.secho(f"  in {where(error)}", err=True)
+    click.secho(f"  its traceback: {log}", err=True)
+    sys.exit(1)
+
+
+def _keep_traceback(error: Exception) -> Path:
+    """Add a traceback to the log file of the folder, beside those before it."""
+    log = Path.cwd() / ERRORS
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"--- {datetime.now():%Y-%m-%d %H:%M:%S}  {' '.join(sys.argv)}\n")
+        file.write("".join(traceback.format_exception(error)) + "\n")
+    return log
 
 
 run = click.Command(
@@ -88,7 +110,16 @@ def _matrix(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.pass_context
 @readable
 def study(context: click.Context, workers: int | None, dry_run: bool, resume: bool, **options: Any) -> None:
-    """Run the matrix methods x seeds, one process a run, under one MLflow run; then evaluate and report."""
+    """Run the matrix methods x seeds, one process a run, under one MLflow run; then evaluate and report.
+
+    \b
+    kedro study                                   the study of conf: 2 methods x 3 seeds
+    kedro study --quick                           one seed, small, in data/quick
+    kedro study --seeds 1-20 --workers 4          more seeds, four runs at a time
+    kedro study --sweep grpo.group_size=2,4,8     one setting varied, beside the baseline
+    kedro study --resume                          only what is not finished
+    kedro study status                            what is done, running, failed, left
+    """
     from gemma_alignment.study.command import planned, show, start
 
     if context.invoked_subcommand is not None:
@@ -116,10 +147,50 @@ def status(context: click.Context, **options: Any) -> None:
 @click.pass_context
 @readable
 def ui(context: click.Context, port: int) -> None:
-    """MLflow's pages on the study's store, and the address at which they compare the arms."""
+    """MLflow's pages, and the address that compares the arms."""
     from gemma_alignment.study.view import show
 
     show(_project(context), port)
+
+
+@cli.command(context_settings=CONTEXT_SETTINGS)
+@click.option("--method", required=True, help="The arm, such as grpo.")
+@click.option("--seed", type=int, help="The seed of the policy. Default: that of conf.")
+@click.option("--compare", is_flag=True, help="Show the SFT model's answer beside it.")
+@click.option("--temperature", type=click.FloatRange(min=0), help="0 takes the likeliest token. Default: rollout's.")
+@click.option("--params", default="", callback=_split_params, help="As for kedro run: data_root, variant, runtime.")
+@env_option
+@click.pass_context
+@readable
+def chat(
+    context: click.Context, method: str, seed: int | None, compare: bool, temperature: float | None,
+    params: dict[str, Any], env: str | None,
+) -> None:  # fmt: skip
+    """Ask a trained policy: prompts typed one by one, or one a line from a file or a pipe."""
+    from gemma_alignment.chat import Conversation, Trained, talk
+    from gemma_alignment.dotted import dotted
+    from gemma_alignment.study.project import read_parameters
+
+    given = dotted(params) | ({} if seed is None else {"seed": seed})
+    project = _project(context)
+    parameters = read_parameters(project, env, given)
+    trained = Trained.find(project, method, parameters)
+    conversation = Conversation(trained, parameters, temperature)
+    for line in talk(conversation, _prompts(), compare):
+        click.echo(line)
+
+
+def _prompts() -> Iterator[str]:
+    """Lines of the standard input; on a terminal after a sign, until an empty one."""
+    if not sys.stdin.isatty():
+        yield from sys.stdin
+        return
+    click.echo("A prompt a line; an empty line ends.", err=True)
+    try:
+        while line := click.prompt(">", default="", show_default=False, prompt_suffix=" "):
+            yield line
+    except click.Abort:  # Ctrl-D and Ctrl-C end it too
+        click.echo(err=True)
 
 
 def _project(context: click.Context) -> Path:

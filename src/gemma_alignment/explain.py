@@ -2,12 +2,14 @@
 
 import errno
 import re
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 from gemma_alignment.config import nearest
 from gemma_alignment.errors import UserError, brief
 
+PACKAGE = __name__.partition(".")[0]
 FULL = ("No space left on device", "database or disk is full")
 
 
@@ -37,6 +39,14 @@ def explained(error: Exception) -> str | None:
             "Check MLFLOW_TRACKING_URI, or unset it for the store at the project's root."
         )
     return None
+
+
+def where(error: BaseException) -> str:
+    """File, line and function of this package's innermost frame, else of the innermost frame at all."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [one for one in frames if PACKAGE in one.filename]
+    frame = (own or frames or [traceback.FrameSummary("the command line", 0, "")])[-1]
+    return f"{frame.filename}:{frame.lineno} {frame.name}".strip()
 
 
 def _is_full(error: BaseException) -> bool:

@@ -56,7 +56,9 @@ class Board:
             self._console.print(self._line(child), highlight=False, soft_wrap=True)
 
     def _line(self, child: Child) -> Text:
+        left = self._left(child)
         words = [f"{child.state:8}", f"{child.run.label:24}", clock(child.seconds), self._doing(child)]
+        words.append(f"left {left}" if left else "")
         return Text("  ".join(word for word in words if word).rstrip())
 
     def _table(self) -> Table:

@@ -1,6 +1,7 @@
 """The engine on this machine: preparation, then the arms side by side, then evaluation and report."""
 
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -17,6 +18,7 @@ from gemma_alignment.study.parent import ParentRun
 from gemma_alignment.study.plan import Plan, Run
 from gemma_alignment.study.processes import Child, default_workers, drive, environment, stop
 from gemma_alignment.study.project import Opened
+from gemma_alignment.study.summary import summary
 
 
 class Interrupted(Exception):
@@ -76,6 +78,7 @@ class _Study:
         self.parent = ParentRun(opened.path, opened.experiment_id, name, tags, earlier)
         self._variables = environment(self.parent.run_id, self.parent.name, self.parent.tracking_uri)
         self.children: list[Child] = []
+        self._started = time.monotonic()
 
     def run(self, stale: tuple[str, ...], workers: int | None) -> bool:
         """Every process in its order; whether all of them ended well."""
@@ -128,15 +131,15 @@ class _Study:
     def summarize(self, status: str) -> None:
         """The last lines: what became of it, and where to look."""
         counts = {state: sum(child.state == state for child in self.children) for state in ("done", "failed")}
-        report = self._opened.data_root / "08_reporting" / "report.html"
-        say = self._console.print
-        say(f"\n{self.parent.name} {status.lower()}: {counts['done']} processes done, {counts['failed']} failed")
-        if status == "FINISHED" or (report.exists() and self.children[-1].state == "done"):
-            say(f"Report:    {report}", soft_wrap=True, highlight=False)
-        if status != "FINISHED":
-            say("What is left: the same command with --resume", highlight=False)
-        store = self.parent.tracking_uri
-        say(f"MLflow UI: make ui   (or: mlflow ui --backend-store-uri {store})", soft_wrap=True)
+        root = self._opened.data_root
+        if (root / "08_reporting" / "report.html").exists() and self.children[-1].state == "done":
+            counts["closed"] = 1
+        seconds = time.monotonic() - self._started
+        self._console.print()
+        for line in summary(
+            self.parent.name, status, counts, seconds, self._plan, root, self.parent.tracking_uri
+        ):
+            self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     def _explain(self, child: Child) -> None:
         records = [Record.read(stage.directory(self._opened.data_root)) for stage in child.run.stages]
