@@ -51,7 +51,10 @@ def test_files_are_written(finished):
     metrics = json.loads((folder / "study_metrics.json").read_text(encoding="utf-8"))
     assert set(metrics) == {"evaluation/cohens_d", *(f"evaluation/win_rate{e}" for e in ("", "_low", "_high"))}
     assert (folder / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
-    names = ["comparison.json", "figures", "report.html", "study_metrics.json"]
+    names = [
+        "comparison.json", "effect_sizes.plotly.json", "figures", "learning.plotly.json", "report.html",
+        "study_metrics.json",
+    ]  # fmt: skip
     assert sorted(p.name for p in folder.iterdir()) == names
     drawn = {p.name: p.read_text(encoding="utf-8") for p in (folder / "figures").iterdir()}
     assert {"forest.svg", "wins.svg", "curve-eval-score-mean.svg"} <= set(drawn)

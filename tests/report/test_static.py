@@ -23,7 +23,7 @@ def words(text):
 @pytest.fixture(scope="module")
 def drawn(made):
     study, comparison = made()
-    return draw_figures(comparison, *study.inputs()[:3], REPORTING)
+    return draw_figures(comparison, *study.inputs()[:3], REPORTING)[0]
 
 
 def test_every_figure_of_the_page_has_its_picture(drawn, made):

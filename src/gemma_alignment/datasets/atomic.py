@@ -1,6 +1,7 @@
 """Writes that are whole or not there: beside the target first, then renamed onto it."""
 
 import copy
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kedro.io import AbstractDataset
+from kedro_datasets._typing import JSONPreview, PlotlyPreview
 
 
 @contextmanager
@@ -95,8 +97,24 @@ class AtomicDataset(AbstractDataset[Any, Any]):
         with beside(self._filepath) as path:
             self._at(path).save(data)
 
+    def preview(self) -> JSONPreview:
+        """What the wrapped dataset shows in Kedro-Viz; one of another kind than JSON has ``preview: false`` there."""
+        shown: JSONPreview = self._at(self._filepath).preview()  # type: ignore[attr-defined]
+        return shown
+
     def _exists(self) -> bool:
         return self._filepath.is_file()
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._filepath), "dataset": self._dataset.get("type")}
+
+
+class AtomicPlotDataset(AtomicDataset):
+    """The same around a figure of Plotly, which Kedro-Viz draws."""
+
+    def __init__(self, filepath: str, metadata: dict[str, Any] | None = None) -> None:
+        super().__init__("plotly.JSONDataset", filepath, metadata)
+
+    def preview(self) -> PlotlyPreview:
+        """The figure; Kedro-Viz reads the kind of a preview from this annotation."""
+        return PlotlyPreview(json.loads(self._filepath.read_text(encoding="utf-8")))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from kedro.io import AbstractDataset
-from kedro_datasets._typing import JSONPreview
+from kedro_datasets._typing import TablePreview
 
 from gemma_alignment.datasets.atomic import beside, restore
 from gemma_alignment.errors import UserError
@@ -96,6 +96,13 @@ class JSONLinesDataset(AbstractDataset[Iterable[Any], JSONLinesFile]):
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._filepath)}
 
-    def preview(self, rows: int = 5) -> JSONPreview:
-        """The first rows, for Kedro-Viz."""
-        return JSONPreview(json.dumps(self.load()[:rows], ensure_ascii=False))
+    def preview(self, rows: int = 5) -> TablePreview:
+        """The first rows as a table, for Kedro-Viz; what is no text or number is shown as JSON."""
+        first = self.load()[:rows]
+        columns = list(dict.fromkeys(key for row in first for key in row))
+        cells = [[_cell(row.get(column)) for column in columns] for row in first]
+        return TablePreview({"index": list(range(len(first))), "columns": columns, "data": cells})
+
+
+def _cell(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | None) else json.dumps(value, ensure_ascii=False)

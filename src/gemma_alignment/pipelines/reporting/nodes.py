@@ -3,13 +3,14 @@
 import importlib.metadata
 import logging
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gemma_alignment.config import build
 from gemma_alignment.parameters.reporting import ProtocolParameters, ReportingParameters
 
 if TYPE_CHECKING:
+    from gemma_alignment.report.plotting import Figure
     from gemma_alignment.report.win_rates import Outcomes
 
 logger = logging.getLogger(__name__)
@@ -106,8 +107,8 @@ def draw_figures(
     timings: Partitions,
     responses: Partitions,
     reporting: Mapping[str, Any],
-) -> dict[str, str]:
-    """Every figure of the report as an SVG document, by its name.
+) -> tuple[dict[str, str], Any, Any]:
+    """Every figure of the report as an SVG document, and two of them for Plotly: effect sizes and learning curves.
 
     Args:
         comparison: what ``compare`` made.
@@ -121,7 +122,16 @@ def draw_figures(
     from gemma_alignment.report.runs import collect_runs
     from gemma_alignment.report.static import pictures
 
-    return pictures(draw(comparison, collect_runs(histories, timings, responses, {}), settings).all)
+    drawn = draw(comparison, collect_runs(histories, timings, responses, {}), settings).all
+    return pictures(drawn), _plotly(drawn, "forest"), _plotly(drawn, "curve-eval-score-mean")
+
+
+def _plotly(drawn: "Sequence[Figure]", name: str) -> Any:
+    """One figure as Plotly's own object; an empty one where the study does not have it."""
+    from plotly.graph_objects import Figure as Plot
+
+    found = next((one for one in drawn if one.id == name), None)
+    return Plot() if found is None else Plot(found.spec).update_layout(title=found.title, margin={"t": 60})
 
 
 def _outcomes(judgements: Iterable[Mapping[str, Any]]) -> "Outcomes":

@@ -41,7 +41,7 @@ def create_pipeline(finished: Sequence[str] = ()) -> Pipeline:
         Node(
             draw_figures,
             inputs=["comparison", "histories", "timings", "responses", "params:reporting"],
-            outputs="report_figures",
+            outputs=["report_figures", "effect_sizes_plot", "learning_plot"],
             name="draw_figures",
         ),
     ]
