@@ -61,6 +61,7 @@ def test_values_are_placed_and_only_ints_and_lists_are_converted():
         ({"count": None}, r"outer\.count: expected int, got null"),
         ({"rate": "1e-4"}, r"outer\.rate: expected float, got '1e-4' \(str\)"),
         ({"rate": False}, r"outer\.rate: expected float, got False \(bool\)"),
+        ({"rate": 10**400}, r"outer\.rate: expected float, got 1000000"),
         ({"flag": 0}, r"outer\.flag: expected bool, got 0 \(int\)"),
         ({"name": 3}, r"outer\.name: expected str, got 3 \(int\)"),
         ({"limit": "none"}, r"outer\.limit: expected int, got 'none'"),

@@ -167,3 +167,33 @@ def test_a_run_that_is_shot_goes_on_from_the_command_line(prepared):
     assert record.status == "finished"
     assert stored(project, record.mlflow_run_id, "reward/score_mean") == [(i, 42 + i / 8) for i in range(4)]
     assert project.states()["grpo-seed42"] == "FINISHED"
+
+
+def test_preparation_goes_on_too_in_its_own_mlflow_run(project, monkeypatch):
+    project.run("data_processing")
+    with monkeypatch.context() as patch, pytest.raises(ArithmeticError):
+        patch.setenv("SMALL_FAIL", "sft:42")
+        project.run("sft", "reward_model")
+    before = project.record("sft")
+    assert (before.status, saved(project.data / "07_model_output/sft/checkpoints")) == ("failed", [0, 1])
+    with pytest.raises(UserError, match="holds an interrupted run of sft, with a checkpoint of iteration 1"):
+        project.run("sft")
+    with pytest.raises(UserError, match=r"sft.learning_rate: .* → 5"):
+        project.run("sft", resume=True, sft__learning_rate=5.0)
+    project.run("sft", "reward_model", resume=True)
+    record = project.record("sft")
+    assert (record.status, record.mlflow_run_id) == ("finished", before.mlflow_run_id)
+    assert [step for step, _ in stored(project, record.mlflow_run_id, "sft/loss")] == [0, 1]
+    assert stored(project, record.mlflow_run_id, "sft/merge_max_logit_diff") == [(2, 0.25)]
+    assert project.record("reward_model").status == "finished"
+
+
+def test_a_source_file_that_changed_is_a_difference(project):
+    """The stage reads it before anything else has a digest."""
+    file = project.root / "mine.jsonl"
+    file.write_text("{}\n")
+    given = {"preferences__source": "jsonl", "preferences__path": str(file)}
+    project.run("data_processing", **given)
+    file.write_text("{}\n{}\n")
+    with pytest.raises(UserError, match=r"source \(input\): [0-9a-f]{12} → [0-9a-f]{12}"):
+        project.run("data_processing", **given)

@@ -98,16 +98,38 @@ def test_a_finished_run_that_lacks_an_output_is_not_finished(half):
     assert left(half, plan()) == [f"{PPO},resume=true", f"{GRPO},resume=true", CLOSING]
 
 
-def test_a_run_without_a_checkpoint_begins(half):
+def test_a_run_without_a_checkpoint_begins_in_the_mlflow_run_that_it_opened(half):
     shutil.rmtree(half.data / "07_model_output/grpo/seed=1/checkpoints")
-    assert left(half, plan()) == [GRPO, CLOSING]
+    before, count = half.record("grpo/seed=1").mlflow_run_id, len(half.runs())
+    assert left(half, plan()) == [f"{GRPO},resume=true", CLOSING]
+    half.run("grpo", seed=1, resume=True)
+    record = half.record("grpo/seed=1")
+    assert (record.status, record.mlflow_run_id, len(half.runs())) == ("finished", before, count)
+    points = half.client.get_metric_history(before, "reward/score_mean")
+    assert [(point.step, point.value) for point in points] == [(i, 1 + i / 8) for i in range(4)]
+
+
+def test_an_evaluation_that_was_cut_off_goes_on_in_its_mlflow_run_if_it_is_the_same(half):
+    half.run("grpo", seed=1, resume=True)
+    half.run("evaluation", "reporting")
+    before, count = half.record("evaluation"), len(half.runs())
+    dataclasses.replace(before, status="killed").write(half.data / "07_model_output/evaluation")
+    assert left(half, plan()) == [f"{CLOSING} --params resume=true"]
+    half.run("evaluation", resume=True)
+    assert half.record("evaluation").mlflow_run_id == before.mlflow_run_id
+    half.run("evaluation", resume=True)  # finished: made again, as a run of its own
+    assert half.record("evaluation").mlflow_run_id != before.mlflow_run_id
+    dataclasses.replace(half.record("evaluation"), status="killed").write(half.data / "07_model_output/evaluation")
+    half.run("evaluation", resume=True, evaluation__concurrency=2)
+    assert len(half.runs()) == count + 2
 
 
 def test_what_was_interrupted_before_the_arms_is_done_again_first(half):
     folder = half.data / "07_model_output/reward_model"
     dataclasses.replace(half.record("reward_model"), status="killed").write(folder)
     assert left(half, plan()) == [
-        "--pipelines=reward_model --env=test", PPO + ",resume=true", GRPO + ",resume=true", CLOSING,
+        "--pipelines=reward_model --env=test --params resume=true",
+        PPO + ",resume=true", GRPO + ",resume=true", CLOSING,
     ]  # fmt: skip
 
 

@@ -13,6 +13,10 @@ from gemma_alignment.errors import UserError
 T = TypeVar("T")
 
 
+LARGEST = 2**1024
+"""No float reaches it; an integer from here on cannot become one."""
+
+
 class ConfigError(UserError):
     """A parameter is unknown, missing, of the wrong type or out of range."""
 
@@ -85,7 +89,8 @@ def _scalar(expected: Any, value: Any, key: str) -> Any:
         if isinstance(value, str | Path):
             return Path(value)
     elif expected is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        if isinstance(value, float) or (is_whole and abs(value) < LARGEST):
             return float(value)
     elif expected is int:
         if isinstance(value, int) and not isinstance(value, bool):

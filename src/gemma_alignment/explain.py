@@ -11,6 +11,8 @@ from gemma_alignment.errors import UserError, brief
 
 PACKAGE = __name__.partition(".")[0]
 FULL = ("No space left on device", "database or disk is full")
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+NO_MEMORY = ("can't allocate memory", "CUDA out of memory", "Cannot allocate memory")
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
@@ -28,6 +30,14 @@ def explained(error: Exception) -> str | None:
         return str(own)
     if any(_is_full(one) for one in errors):
         return _full(errors)
+    if (refused := next((one for one in errors if getattr(one, "errno", None) in READ_ONLY), None)) is not None:
+        return _read_only(refused, errors)
+    if any(_is_out_of_memory(one) for one in errors):
+        return (
+            f"Out of memory: {brief(next(one for one in errors if _is_out_of_memory(one)))}\n"
+            "Lower the microbatch_size of the stage or rollout.batch_size (what is computed stays the same), run fewer "
+            "processes at a time (--workers), or free memory. Then go on with --params resume=true."
+        )
     text = str(error)
     if isinstance(error, ValueError) and text.startswith("Failed to find the pipeline"):
         return text
@@ -53,9 +63,25 @@ def _is_full(error: BaseException) -> bool:
     return getattr(error, "errno", None) == errno.ENOSPC or any(words in str(error) for words in FULL)
 
 
-def _full(errors: list[BaseException]) -> str:
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
+
+
+def _read_only(refused: BaseException, errors: list[BaseException]) -> str:
+    place = getattr(refused, "filename", None) or _place(errors)
+    return (
+        f"Cannot write{f' to {place}' if place else ''} ({getattr(refused, 'strerror', None)}). Allow it, or choose "
+        "another folder with --params data_root=FOLDER. What was finished before is whole."
+    )
+
+
+def _place(errors: list[BaseException]) -> str | None:
     named = (re.search(r"filepath='([^']+)'", str(one)) for one in errors)
-    place = next((found[1] for found in named if found), None)
+    return next((found[1] for found in named if found), None)
+
+
+def _full(errors: list[BaseException]) -> str:
+    place = _place(errors)
     return (
         f"No space left on the disk{f' for {place}' if place else ''}. Free some, or choose a folder on another "
         "disk with --params data_root=FOLDER. What was finished before is whole."

@@ -14,8 +14,10 @@ from typing import Any, Literal, Self
 from gemma_alignment.datasets.atomic import beside
 from gemma_alignment.dotted import dotted
 from gemma_alignment.errors import UserError
+from gemma_alignment.liveness import birth, runs
 
 Status = Literal["running", "finished", "partial", "failed", "killed"]
+INTERRUPTED = ("running", "failed", "killed")
 RECORD = "run.json"
 CHUNK = 1 << 20
 
@@ -67,6 +69,8 @@ class Record:
     """``configuration`` and those of ``data``, ``base_model``, ``sft``, ``reward_model`` that it read."""
     parameters: Mapping[str, Any]
     """Every parameter its nodes read: what ``configuration`` is the digest of."""
+    outputs: Mapping[str, str] = field(default_factory=dict)
+    """Digests of what it left, once it is over."""
     method: str | None = None
     mlflow_run_id: str | None = None
     mlflow_view: str | None = None
@@ -80,6 +84,8 @@ class Record:
     commit: str | None = None
     command: str | None = None
     pid: int = field(default_factory=os.getpid)
+    born: str | None = field(default_factory=lambda: birth(os.getpid()))
+    """Tells the process from a later one of the same number."""
     host: str = field(default_factory=socket.gethostname)
 
     @classmethod
@@ -107,17 +113,7 @@ class Record:
         """Whether it says running and its process, if it is on this machine, still exists."""
         if self.status != "running":
             return False
-        return self.host != socket.gethostname() or _exists(self.pid)
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        return self.host != socket.gethostname() or runs(self.pid, self.born)
 
 
 def differences(old: Record, new: Record) -> list[str]:
@@ -168,7 +164,7 @@ def refuse(
             "wait for it, or stop it"
         )
     lines = differences(old, new)
-    resumable = checkpoint is not None and old.status in ("running", "failed", "killed")
+    resumable = checkpoint is not None and old.status in INTERRUPTED
     if (resumable and not resume) or (lines and (resume or old.status == "finished")):
         raise UserError(_refusal(directory, old, lines, checkpoint if resumable else None))
 

@@ -6,7 +6,6 @@ SIGKILL inside the function that a test names: nothing is cleaned up, as when th
 
 import itertools
 import json
-import os
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import toy
 import yaml
+from killing import at_call, die, shot
 
 from gemma_alignment.datasets import checkpoint_store
 from gemma_alignment.datasets.checkpoint_store import CheckpointStore, saved
@@ -108,35 +108,6 @@ def uninterrupted(base, tmp_path_factory):
         return made[method, quantization]
 
     return get
-
-
-def shot(action):
-    """Run ``action`` in a process of its own; the signal that ended it, or 0."""
-    child = os.fork()
-    if child == 0:
-        try:
-            action()
-            os._exit(0)
-        except BaseException:
-            os._exit(1)
-    return -os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def at_call(monkeypatch, owner, name, number, action):
-    """Let ``action`` happen at the given call of a function, before it does its work."""
-    real, calls = getattr(owner, name), []
-
-    def counted(*args, **kwargs):
-        calls.append(name)
-        if len(calls) == number:
-            action()
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, counted)
-
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def assert_equal(found, expected):

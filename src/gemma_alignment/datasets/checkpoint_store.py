@@ -61,7 +61,8 @@ class CheckpointStore:
                     iteration, self.directory, error,
                 )  # fmt: skip
         if self._resume:
-            logger.warning("There is no whole checkpoint in %s: training begins at iteration 0", self.directory)
+            level = logging.WARNING if self._damaged else logging.INFO
+            logger.log(level, "There is no whole checkpoint in %s: training begins anew", self.directory)
         discard(self.directory)
         self._damaged.clear()
         return None

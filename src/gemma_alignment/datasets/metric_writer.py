@@ -30,8 +30,8 @@ class MetricWriter:
     """Sends queued points to one MLflow run every few seconds.
 
     A server that does not answer costs one warning, never the training: points wait in the queue,
-    and ``close`` sends what the run does not hold. Where a run is ``continued``, what an earlier attempt
-    sent is read back first and not sent again: an iteration that is done twice has another timestamp.
+    and ``close`` sends what was not sent. Where a run is ``continued``, what an earlier attempt sent is
+    read back first and not sent again: an iteration that is done twice has another timestamp.
     """
 
     def __init__(
@@ -54,12 +54,12 @@ class MetricWriter:
             self._queue.extend(points)
 
     def close(self, everything: Sequence[Point]) -> None:
-        """Send the queue, then those of ``everything`` that the run does not hold."""
+        """Send the queue and those of ``everything`` that the run does not hold."""
         self._stop.set()
         self._thread.join()
+        self.add(everything)
         try:
             self._flush()
-            synchronize(self._client, self.run_id, everything)
         except Exception as error:
             self._warn(error)
 
@@ -74,10 +74,15 @@ class MetricWriter:
         if self._stored is None:
             self._stored = stored(self._client, self.run_id, self._client.get_run(self.run_id).data.metrics)
         with self._lock:
-            points = list(self._queue)
-        send(self._client, self.run_id, [p for p in points if (p.key, p.step) not in self._stored])
+            count = len(self._queue)
+            queue = {(point.key, point.step): point for point in self._queue}
+        missing = [point for key, point in queue.items() if key not in self._stored]
+        for start in range(0, len(missing), BATCH):
+            part = missing[start : start + BATCH]
+            send(self._client, self.run_id, part)
+            self._stored.update((point.key, point.step) for point in part)
         with self._lock:
-            del self._queue[: len(points)]
+            del self._queue[:count]
 
     def _warn(self, error: Exception) -> None:
         if not self._warned:
@@ -91,12 +96,11 @@ class MetricWriter:
 
 
 def send(client: "MlflowClient", run_id: str, points: Sequence[Point]) -> None:
-    """Store ``points`` in the run, a thousand a call."""
+    """Store ``points`` in the run in one call; none is no call."""
     from mlflow.entities import Metric
 
-    for start in range(0, len(points), BATCH):
-        part = [Metric(p.key, p.value, p.timestamp, p.step) for p in points[start : start + BATCH]]
-        client.log_batch(run_id, metrics=part)
+    if points:
+        client.log_batch(run_id, metrics=[Metric(p.key, p.value, p.timestamp, p.step) for p in points])
 
 
 def stored(client: "MlflowClient", run_id: str, keys: Iterable[str]) -> set[tuple[str, int]]:
@@ -108,5 +112,6 @@ def synchronize(client: "MlflowClient", run_id: str, points: Sequence[Point]) ->
     """Send those of ``points`` whose key and step the run does not hold; how many that were."""
     there = stored(client, run_id, {point.key for point in points})
     missing = [point for point in points if (point.key, point.step) not in there]
-    send(client, run_id, missing)
+    for start in range(0, len(missing), BATCH):
+        send(client, run_id, missing[start : start + BATCH])
     return len(missing)

@@ -117,7 +117,8 @@ class RunLog:
         """Send MLflow what it does not hold yet, and let go of its run."""
         if self._writer is not None:
             writer, self._writer = self._writer, None
-            writer.close(self.points() if self._begun or self._continued else [])
+            is_mine = self._begun or self._continued or self._cut is not None
+            writer.close(self.points() if is_mine else [])
 
     def _begin(self, first: int) -> None:
         self._begun = True

@@ -28,6 +28,19 @@ def check_parameters(parameters: Mapping[str, Any], configured: Mapping[str, Any
         if section not in parameters:
             raise ConfigError(f"missing section {section}: no conf/**/parameters*.yml has it")
         build(section_class(section), parameters[section], section)
+    _check_context(parameters)
+
+
+def _check_context(parameters: Mapping[str, Any]) -> None:
+    """Prompt and answer must fit the model that is made here; one of the hub has room of its own."""
+    preferences, positions = parameters["preferences"], parameters["tiny_model"]["max_positions"]
+    answer = max(preferences["max_response_tokens"], parameters["rollout"]["max_new_tokens"])
+    if parameters["modeling"]["base_model"] == "pretrain" and preferences["max_prompt_tokens"] + answer > positions:
+        raise ConfigError(
+            f"preferences.max_prompt_tokens {preferences['max_prompt_tokens']} and answers of up to {answer} tokens "
+            f"do not fit tiny_model.max_positions {positions}: lower max_prompt_tokens, max_response_tokens or "
+            "rollout.max_new_tokens, or raise max_positions"
+        )
 
 
 def configured_parameters(loader: Any) -> dict[str, Any]:

@@ -107,6 +107,7 @@ class Session:
         self._open = False
         atexit.unregister(self._abandon)
         self.signals.restore()
+        self.tracking.regain()
         if error is None:
             self._end_those_through()
         status: Status = "killed" if self.signals.received else "failed"

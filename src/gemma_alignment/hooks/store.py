@@ -1,7 +1,9 @@
 """The MLflow store: at the project's root wherever the command was typed, or a server that answers; what it holds."""
 
+import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from gemma_alignment.errors import UserError
 
@@ -13,6 +15,8 @@ PORT = 5000
 """Where ``make ui`` listens."""
 ANSWER = 10.0
 """Seconds that a server has to answer before a run starts."""
+PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "15", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+"""What MLflow takes for a server that is gone, where the user set nothing: by its own measure, some minutes a call."""
 
 
 def anchored(uri: str, root: Path) -> str:
@@ -21,6 +25,12 @@ def anchored(uri: str, root: Path) -> str:
     if not uri.startswith(SCHEME) or path.startswith("/") or path.startswith(":memory:"):
         return uri
     return f"{SCHEME}{(root / path).as_posix()}"
+
+
+def shown(uri: str) -> str:
+    """The address of a store without the name and password that it may carry."""
+    parts = urlsplit(uri)
+    return uri.replace(f"{parts.netloc.rpartition('@')[0]}@", "***@", 1) if "@" in parts.netloc else uri
 
 
 def check_server(uri: str) -> None:
@@ -39,7 +49,7 @@ def check_server(uri: str) -> None:
         return
     except requests.RequestException as error:
         raise UserError(
-            f"The MLflow server {uri} does not answer ({type(error).__name__}). Start it, correct "
+            f"The MLflow server {shown(uri)} does not answer ({type(error).__name__}). Start it, correct "
             "MLFLOW_TRACKING_URI, or unset it for the store at the project's root."
         ) from error
 
@@ -55,6 +65,8 @@ def anchor(context: Any) -> None:
     server = dict(conf.get("server") or {})
     uri = server.get("mlflow_tracking_uri")
     if isinstance(uri, str) and uri.startswith(SERVERS):
+        for name, value in PATIENCE.items():
+            os.environ.setdefault(name, value)
         check_server(uri)
     if not isinstance(uri, str) or not uri.startswith(SCHEME):
         return

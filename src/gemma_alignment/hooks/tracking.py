@@ -51,7 +51,8 @@ class Tracking:
         self.run_id: str | None = None
         """The run that kedro-mlflow opened for the session."""
         self.lost = False
-        """Whether the server stopped answering: nothing more is sent, training goes on."""
+        """Whether the server stopped answering: training goes on, and what belongs there is held back."""
+        self._asked: set[str | None] = set()
         self._borrowed = len(works) > 1 and self._parent is not None
         """Whether the session has no run of its own, because its stages stand directly under a study."""
 
@@ -107,7 +108,7 @@ class Tracking:
 
     def enter(self, work: Work | None) -> None:
         """Make the run of a stage the active one (without a stage: the session's)."""
-        if self.run_id is None or self.lost:
+        if self.run_id is None or (self.lost and not self._is_back(work)):
             return
         try:
             if work is not None and work.run_id is None:
@@ -115,6 +116,24 @@ class Tracking:
             self._activate(work.run_id if work is not None and work.run_id else self.run_id)
         except Exception as error:
             self._lose(error)
+
+    def _is_back(self, work: Work | None) -> bool:
+        """Whether a server that was lost answers again; asked once a stage, and at the end."""
+        if work is not None and work.stage.name in self._asked:
+            return False
+        self._asked.add(work.stage.name if work is not None else None)
+        try:
+            self.client.get_run(self.run_id)
+        except Exception:
+            return False
+        self.lost = False
+        logger.warning("MLflow answers again; what was held back is sent now")
+        return True
+
+    def regain(self) -> None:
+        """Before the stages end: a server that is back gets what was held back, and each run its end."""
+        if self.lost:
+            self._is_back(None)
 
     def end(self, work: Work, status: str) -> None:
         """The stage is over: FINISHED, FAILED or KILLED; the session's own run is left to kedro-mlflow."""
@@ -178,10 +197,17 @@ class Tracking:
             self._lose(error)
 
     def log_metrics(self, metrics: Mapping[str, Any], run_id: str | None) -> None:
-        """Keep single numbers with a run; None is skipped."""
-        for key, value in metrics.items():
-            if self.is_on and value is not None:
-                self.client.log_metric(run_id, key, float(value))
+        """Keep single numbers with a run, those that it does not hold already; None is skipped."""
+        numbers = {key: float(value) for key, value in metrics.items() if value is not None}
+
+        def log(run: str) -> None:
+            there = self.client.get_run(run).data.metrics
+            for key, value in numbers.items():
+                if there.get(key) != value:
+                    self.client.log_metric(run, key, value)
+
+        if numbers:
+            self._keep(run_id, log)
 
     def _run_of(self, work: Work, parent: str | None) -> str:
         """The run of a stage: that of the attempt which it goes on with, where the store has it, else a new one."""
@@ -244,8 +270,7 @@ def _follow(run_id: str | None) -> None:
     from kedro_mlflow.framework.hooks.mlflow_hook import mlflow_hook
 
     mlflow_hook.run_id = run_id
-    if run_id is None:
-        mlflow_hook._is_mlflow_enabled = False
+    mlflow_hook._is_mlflow_enabled = run_id is not None
 
 
 def _source(project: Path) -> dict[str, str]:

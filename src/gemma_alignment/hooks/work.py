@@ -17,7 +17,8 @@ from gemma_alignment.fingerprints import Record, Status, differences, digest, di
 from gemma_alignment.hooks.checks import free_inputs, path_of
 from gemma_alignment.hooks.feasible import check_budget, check_device
 from gemma_alignment.hooks.memory import peak_mb, reset_peak
-from gemma_alignment.stages import CLOSING, STAGES, Stage
+from gemma_alignment.hooks.outputs import changed, check_unchanged, made
+from gemma_alignment.stages import CLOSING, PREPARATION, STAGES, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +55,12 @@ class Work:
     made_here: frozenset[str]
     """What the session makes: inputs among these have no digest before the stage starts."""
     parameters: dict[str, Any]
+    makers: Mapping[str, Path]
+    """The directories of the stages that prepare, by name: their records tell what they left."""
     overwrite: bool
     """Whether what is there may be replaced, whatever it is."""
     resume: bool
-    """Whether it goes on from a checkpoint of the same configuration."""
+    """Whether it goes on with what an attempt of the same configuration left: its checkpoints, its MLflow run."""
     record: Record | None = None
     """Its ``run.json`` since it started."""
     previous: Record | None = None
@@ -76,8 +79,9 @@ class Work:
             full=full,
             made_here=frozenset(running.all_outputs()),
             parameters=_read(full.nodes, parameters),
+            makers={one: Stage.of(one, parameters).directory(project / parameters["data_root"]) for one in PREPARATION},
             overwrite=bool(parameters["overwrite"]),
-            resume=bool(parameters["resume"]) and stage.is_arm,
+            resume=bool(parameters["resume"]),
             previous=Record.read(directory),
         )
 
@@ -113,16 +117,24 @@ class Work:
             UserError: with the differences and the ways out.
         """
         self._refuse(self._without_made_here(self.begin(catalog)))
+        self._check_inputs(catalog)
 
     def start(self, catalog: Any, **facts: Any) -> None:
         """Write that the stage runs; what earlier stages of the session made is checked too now."""
         new = self.begin(catalog, **facts)
         self._refuse(new)
+        self._check_inputs(catalog)
         if self._trains and not self.resume:
             discard(self._checkpoints)  # before the record: none may stand beside a record that is not its own
         self.record = new
         new.write(self.directory)
         reset_peak()
+
+    def _check_inputs(self, catalog: Any) -> None:
+        """Refuse what an earlier session made and something changed since."""
+        makers = {name: Record.read(directory) for name, directory in self.makers.items() if name != self.stage.name}
+        known = {name: record for name, record in makers.items() if record is not None}
+        check_unchanged([name for name in free_inputs(self.full) if name not in self.made_here], known, catalog)
 
     def _refuse(self, new: Record) -> None:
         if not self.overwrite and self.stage.name not in CLOSING:
@@ -136,7 +148,8 @@ class Work:
         if status == "finished" and not self._is_whole(catalog):
             status = "partial"
         fingerprints = {**self.record.fingerprints, **self._digests(catalog)}
-        record = dataclasses.replace(self.record, fingerprints=fingerprints, peak_mb=peak_mb())
+        outputs = made(self.full, catalog) if status in ("finished", "partial") else {}
+        record = dataclasses.replace(self.record, fingerprints=fingerprints, outputs=outputs, peak_mb=peak_mb())
         self.record = record.end(status, error)
         self.record.write(self.directory)
 
@@ -146,12 +159,26 @@ class Work:
         if old is None or old.status != "finished" or not self._is_whole(catalog):
             return False
         new = self.begin(catalog)
-        return not differences(old, new) and old.fingerprints.keys() == new.fingerprints.keys()
+        if differences(old, new) or old.fingerprints.keys() != new.fingerprints.keys():
+            return False
+        for _, path in (others := changed(old, old.outputs, catalog)):
+            logger.warning("%s is not what the stage %s left there: it is made again", path, self.stage.name)
+        return not others
 
     @property
     def continued(self) -> str | None:
-        """The MLflow run that it goes on with, if it resumes one."""
-        return self.previous.mlflow_run_id if self.resume and self.previous is not None else None
+        """The MLflow run that it goes on with, if it resumes one.
+
+        Evaluation and report may be made again with other parameters, which one MLflow run cannot hold: they go
+        on only with an interrupted run of the same.
+        """
+        old = self.previous
+        if not self.resume or old is None:
+            return None
+        changed = old.fingerprints.get("configuration") != digest_of(self.parameters)
+        if self.stage.name in CLOSING and (old.status in ("finished", "partial") or changed):
+            return None
+        return old.mlflow_run_id
 
     @property
     def _trains(self) -> bool:
@@ -176,6 +203,10 @@ class Work:
             there = [path for path in paths if path is not None and path.exists()]
             if there and len(there) == len(paths):
                 found[label] = digest(*there)
+        preferences = self.parameters.get("preferences") or {}
+        if "preferences_source" in read and preferences.get("source") == "jsonl":
+            file = Path(str(preferences.get("path")))
+            found |= {"source": digest(file)} if file.is_file() else {}
         return found
 
     def _is_whole(self, catalog: Any) -> bool:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from gemma_alignment.parameters.training import check_checkpoints
+
 
 @dataclass(frozen=True)
 class PreferencesParameters:
@@ -98,3 +100,12 @@ class PretrainingParameters:
     """Part of the steps in warm-up."""
     log_every: int
     """Steps per line of the history."""
+    checkpoint_every: int
+    """Steps between checkpoints on disk; an interruption saves one too."""
+    checkpoints_kept: int
+    """How many of them stay."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.log_every < 1 or self.checkpoints_kept < 1:
+            raise ValueError("steps, log_every and checkpoints_kept must be at least 1")
+        check_checkpoints(self.checkpoint_every, self.log_every)

@@ -26,7 +26,7 @@ class RunParameters:
     overwrite: bool
     """Whether finished outputs of another configuration, and interrupted runs, may be replaced."""
     resume: bool
-    """Whether an interrupted arm goes on from its last checkpoint."""
+    """Whether an interrupted training goes on from its last checkpoint."""
 
     def __post_init__(self) -> None:
         for name in ("seed", "prepare_seed"):

@@ -25,6 +25,10 @@ class StudyParameters:
     """Dotted parameters of ``--quick``, as after ``--params``; a ``data_root`` of its own keeps it apart."""
     quick_seeds: tuple[int, ...]
     """The seeds of ``--quick``."""
+    silence_report_s: float
+    """Seconds after which a process that writes nothing is reported."""
+    silence_limit_s: float | None
+    """Seconds after which it is stopped, evaluation and report excepted; null: never."""
     ablations: AblationParameters
     """Values of ``--ablate`` that no type fixes."""
 
@@ -35,3 +39,5 @@ class StudyParameters:
                 raise ValueError(f"{name} must not be empty")
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} names one twice: {', '.join(map(str, values))}")
+        if self.silence_report_s <= 0 or (self.silence_limit_s is not None and self.silence_limit_s <= 0):
+            raise ValueError("silence_report_s and silence_limit_s must be above 0 (silence_limit_s: null for never)")

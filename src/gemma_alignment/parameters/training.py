@@ -16,6 +16,16 @@ def _share(**values: float) -> None:
             raise ValueError(f"{name} is {value}, but a share lies between 0 and 1")
 
 
+def check_checkpoints(every: int, log_every: int) -> None:
+    """Checkpoints are taken where a line of the history ends.
+
+    Raises:
+        ValueError: for a rhythm that the lines do not meet.
+    """
+    if every <= 0 or every % log_every:
+        raise ValueError(f"checkpoint_every is {every}, but must be a multiple of log_every {log_every}")
+
+
 @dataclass(frozen=True)
 class LoraParameters:
     """Low-rank adapters: W + (alpha / rank) · B A (Hu et al., 2021)."""
@@ -98,13 +108,18 @@ class SFTParameters:
     """Held-out chosen responses whose perplexity is measured before and after."""
     log_every: int
     """Steps per line of the history."""
+    checkpoint_every: int
+    """Steps between checkpoints on disk; an interruption saves one too."""
+    checkpoints_kept: int
+    """How many of them stay."""
 
     def __post_init__(self) -> None:
         _positive(
             learning_rate=self.learning_rate, epochs=self.epochs, batch_size=self.batch_size,
             microbatch_size=self.microbatch_size, max_grad_norm=self.max_grad_norm,
-            eval_pairs=self.eval_pairs, log_every=self.log_every,
+            eval_pairs=self.eval_pairs, log_every=self.log_every, checkpoints_kept=self.checkpoints_kept,
         )  # fmt: skip
+        check_checkpoints(self.checkpoint_every, self.log_every)
         _share(warmup_share=self.warmup_share, chosen_share=self.chosen_share, genrm_share=self.genrm_share)
         if self.chosen_share + self.genrm_share == 0:
             raise ValueError("chosen_share and genrm_share are both 0: nothing to train on")
@@ -134,13 +149,19 @@ class RewardModelParameters:
     """Held-out pairs whose answers the SFT model is asked to score too; 0: none."""
     log_every: int
     """Steps per line of the history."""
+    checkpoint_every: int
+    """Steps between checkpoints on disk; an interruption saves one too."""
+    checkpoints_kept: int
+    """How many of them stay."""
 
     def __post_init__(self) -> None:
         _positive(
             learning_rate=self.learning_rate, epochs=self.epochs, batch_size=self.batch_size,
             microbatch_size=self.microbatch_size, max_grad_norm=self.max_grad_norm,
             normalizer_prompts=self.normalizer_prompts, log_every=self.log_every,
+            checkpoints_kept=self.checkpoints_kept,
         )  # fmt: skip
+        check_checkpoints(self.checkpoint_every, self.log_every)
         _share(warmup_share=self.warmup_share)
         if self.genrm_pairs < 0:
             raise ValueError(f"genrm_pairs is {self.genrm_pairs}, but cannot be negative")

@@ -38,7 +38,7 @@ def train_policy(
     """
     from gemma_alignment.modeling.saving import read_normalizer, saved_adapter
     from gemma_alignment.parameters import training as p
-    from gemma_alignment.training.checkpoints import Keeper, with_time_of
+    from gemma_alignment.training.checkpoints import train_on
     from gemma_alignment.training.kl_control import KLController
     from gemma_alignment.training.methods import METHODS
     from gemma_alignment.training.policy_optimization import Run, optimize
@@ -71,13 +71,7 @@ def train_policy(
         scale=read_normalizer(rm_model_bt), seed=seed, gold=gold_of(preferences),
         peak_memory=lambda: peak_memory_mb(device),
     )  # fmt: skip
-    start = None
-    if (found := checkpoints.begin()) is not None:
-        start = with_time_of(found.state, run_log.rows("timing"))
-        run_log.resume(found.position)
-    with Keeper(checkpoints, run_log, shared.checkpoint_every, shared.checkpoints_kept) as keeper:
-        for record in optimize(run, start):
-            keeper.take(record)
+    train_on(checkpoints, run_log, shared, lambda start: optimize(run, start))
     return (
         saved_adapter(model, "policy", origin.base(modeling), method=method_name, seed=seed),
         *(run_log.rows(name) for name in ("history", "timing", "samples")),

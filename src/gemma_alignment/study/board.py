@@ -55,6 +55,10 @@ class Board:
             self._said[child.run.label] = (child.state, time.monotonic())
             self._console.print(self._line(child), highlight=False, soft_wrap=True)
 
+    def say(self, sentence: str) -> None:
+        """Show a sentence above the state of the processes."""
+        self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
     def _line(self, child: Child) -> Text:
         left = self._left(child)
         words = [f"{child.state:8}", f"{child.run.label:24}", clock(child.seconds), self._doing(child)]

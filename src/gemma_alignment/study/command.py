@@ -13,6 +13,7 @@ from gemma_alignment.errors import UserError
 from gemma_alignment.hooks.feasible import check_budget
 from gemma_alignment.parameters.study import StudyParameters
 from gemma_alignment.study.estimates import Line, preflight
+from gemma_alignment.study.lock import alone
 from gemma_alignment.study.plan import Plan, parse_names, parse_seeds
 from gemma_alignment.study.project import Opened, read_parameters
 from gemma_alignment.study.status import counted, status_of
@@ -87,7 +88,8 @@ def start(asked: Asked, workers: int | None, resume: bool) -> int:
     console = Console()
     _say_left_out(asked, console)
     _say_needs(asked, console)
-    return run_study(asked.project, asked.plan, workers, console, resume)
+    with alone(asked.data_root):
+        return run_study(asked.project, asked.plan, workers, console, resume)
 
 
 def show(asked: Asked, resume: bool) -> bool:

@@ -10,10 +10,14 @@ from types import FrameType
 
 from rich.console import Console
 
+from gemma_alignment.config import build
 from gemma_alignment.fingerprints import Record
 from gemma_alignment.hooks.feasible import check_device
+from gemma_alignment.hooks.store import shown
+from gemma_alignment.parameters.study import StudyParameters
 from gemma_alignment.stages import PREPARATION
 from gemma_alignment.study.board import Board
+from gemma_alignment.study.heartbeat import Heartbeat
 from gemma_alignment.study.parent import ParentRun
 from gemma_alignment.study.plan import Plan, Run
 from gemma_alignment.study.processes import Child, default_workers, drive, environment, stop
@@ -39,7 +43,7 @@ def run_study(project: Path, plan: Plan, workers: int | None, console: Console, 
     """
     opened = Opened.open(project, plan)
     check_device(opened.parameters)
-    stale = opened.left_to_prepare()
+    stale = opened.left_to_prepare(resume)
     for arm in plan.arms:
         opened.check(opened.going_on(arm) if resume else arm, stale)
     study = _Study(plan, opened, console, resume)
@@ -84,7 +88,7 @@ class _Study:
         """Every process in its order; whether all of them ended well."""
         self._console.print(f"{self.parent.name}: {len(self._plan.arms)} runs", highlight=False)
         output = self._opened.data_root / "07_model_output"
-        prepare = Run(stale or PREPARATION, self._plan.params, self._plan.env)
+        prepare = self._going_on(Run(stale or PREPARATION, self._plan.params, self._plan.env))
         preparation = Child(prepare, output / "preparation.log", reused=not stale)
         if not self._through([preparation], 1):
             return False
@@ -95,7 +99,8 @@ class _Study:
             return False
         nothing_new = self._resume and all(child.reused for child in self.children)
         reused = nothing_new and self._opened.is_closed(self._plan)
-        return self._through([Child(self._plan.closing, output / "closing.log", reused=reused)], 1) and all_well
+        closing = Child(self._going_on(self._plan.closing), output / "closing.log", reused=reused)
+        return self._through([closing], 1) and all_well
 
     def _arm(self, run: Run) -> Child:
         """The process of an arm, which is not started where it has nothing to do.
@@ -104,17 +109,25 @@ class _Study:
         """
         reused = (self._resume or bool(self._plan.variants)) and self._opened.is_done(run)
         log = run.stages[0].directory(self._opened.data_root) / "run.log"
-        return Child(self._opened.going_on(run) if self._resume else run, log, reused=reused)
+        return Child(self._going_on(run), log, reused=reused)
+
+    def _going_on(self, run: Run) -> Run:
+        return self._opened.going_on(run) if self._resume else run
 
     def _through(self, children: Sequence[Child], workers: int) -> bool:
         self.children += children
         root = self._opened.data_root
         iterations = int(self._opened.parameters["policy_optimization"]["num_iterations"])
+        heartbeat = Heartbeat(build(StudyParameters, self._opened.parameters["study"], "study"), root)
         failed: list[Child] = []
         todo = [child for child in children if not child.reused]
+        for each in children:
+            self.parent.settle(each, root)  # what an outage kept from MLflow the last time
         with Board(children, root, iterations, self._console) as board:
             for child in drive(todo, workers, self._opened.path, self._variables):
                 board.refresh()
+                for sentence in heartbeat.look(todo):
+                    board.say(sentence)
                 if child is not None:
                     self.parent.settle(child, root)
                     if child.state == "failed":
@@ -137,7 +150,7 @@ class _Study:
         seconds = time.monotonic() - self._started
         self._console.print()
         for line in summary(
-            self.parent.name, status, counts, seconds, self._plan, root, self.parent.tracking_uri
+            self.parent.name, status, counts, seconds, self._plan, root, shown(self.parent.tracking_uri)
         ):
             self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 

@@ -1,16 +1,21 @@
 """The MLflow run of the study, and the right end for every run under it."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gemma_alignment.datasets.metric_writer import synchronize
 from gemma_alignment.datasets.run_log import RunLog
+from gemma_alignment.errors import brief
 from gemma_alignment.fingerprints import Record
 from gemma_alignment.hooks.provenance import command, git_commit
 from gemma_alignment.hooks.session import MLFLOW_STATUS
 from gemma_alignment.hooks.store import find_run
 from gemma_alignment.study.processes import Child
+
+logger = logging.getLogger(__name__)
 
 
 class ParentRun:
@@ -23,6 +28,7 @@ class ParentRun:
         from mlflow.tracking.context.registry import resolve_tags
 
         self._client = MlflowClient()
+        self._warned = False
         self._experiment = experiment_id
         self.tracking_uri: str = self._client.tracking_uri
         run = self._study_of(earlier)
@@ -58,6 +64,7 @@ class ParentRun:
         finished on disk only. Points that the run does not hold are sent from the files.
         """
         if child.process is None:
+            self._deliver(child, data_root)
             return
         for stage in child.run.stages:
             directory = stage.directory(data_root)
@@ -65,21 +72,45 @@ class ParentRun:
             if record is None or record.pid != child.process.pid:
                 continue
             if record.status == "running":
-                record = record.end("failed", f"the process ended without a word (status {child.code})")
+                record = record.end("failed", child.end)
                 record.write(directory)
-            if record.mlflow_run_id and self._is_running(record.mlflow_run_id):
-                synchronize(self._client, record.mlflow_run_id, RunLog(directory).points())
-                self._client.set_terminated(record.mlflow_run_id, MLFLOW_STATUS[record.status])
+        self._deliver(child, data_root)
+
+    def _deliver(self, child: Child, data_root: Path) -> None:
+        """Bring the MLflow runs of a process to what its files say; a store that does not answer costs a warning."""
+        if child.state in ("waiting", "running"):
+            return
+        for stage in child.run.stages:
+            directory = stage.directory(data_root)
+            record = Record.read(directory)
+            if record is not None and record.mlflow_run_id and record.status != "running":
+                with self._patient():
+                    if self._is_running(record.mlflow_run_id):
+                        synchronize(self._client, record.mlflow_run_id, RunLog(directory).points())
+                        self._client.set_terminated(record.mlflow_run_id, MLFLOW_STATUS[record.status])
+
+    @contextmanager
+    def _patient(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever the store does, the runs go on
+            if not self._warned:
+                logger.warning(
+                    "MLflow does not answer (%s); the study goes on, its files hold every number, and the same "
+                    "command with --resume brings them to MLflow", brief(error),
+                )  # fmt: skip
+            self._warned = True
 
     def end(self, status: str) -> None:
         """End the study's run, and whatever under it still says RUNNING."""
-        under = self._client.search_runs(
-            [self._experiment],
-            f"tags.mlflow.parentRunId = '{self.run_id}' and attributes.status = 'RUNNING'",
-        )
-        for run in under:
-            self._client.set_terminated(run.info.run_id, "KILLED" if status == "KILLED" else "FAILED")
-        self._client.set_terminated(self.run_id, status)
+        with self._patient():
+            under = self._client.search_runs(
+                [self._experiment],
+                f"tags.mlflow.parentRunId = '{self.run_id}' and attributes.status = 'RUNNING'",
+            )
+            for run in under:
+                self._client.set_terminated(run.info.run_id, "KILLED" if status == "KILLED" else "FAILED")
+            self._client.set_terminated(self.run_id, status)
 
     def _is_running(self, run_id: str) -> bool:
         info: Any = self._client.get_run(run_id).info

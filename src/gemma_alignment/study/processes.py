@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from gemma_alignment.study.plan import Run
@@ -31,7 +31,8 @@ class Child:
     ended: float | None = None
     reused: bool = False
     """Not started: what it would make is there."""
-    stages: Sequence[str] = field(default_factory=tuple)
+    stopped: str | None = None
+    """Why the study ended it, if it did."""
 
     @property
     def code(self) -> int | None:
@@ -75,6 +76,15 @@ class Child:
         """Send a signal to its whole group, if it still runs."""
         if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, number)
+
+    @property
+    def end(self) -> str:
+        """How a process ended that did not say so itself."""
+        if self.stopped is not None:
+            return self.stopped
+        if self.code == -signal.SIGKILL:
+            return "the process was killed (status -9): by hand, or by the system for want of memory"
+        return f"the process ended without a word (status {self.code})"
 
     def tail(self, lines: int = 12) -> str:
         """The end of its output."""

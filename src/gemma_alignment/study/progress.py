@@ -3,7 +3,9 @@
 import json
 import os
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any, Self
 
 from gemma_alignment.datasets.run_log import TIMESTAMP
@@ -31,7 +33,9 @@ class Progress:
             return None
         first, last = timing[0], timing[-1]
         steps = last["iteration"] - first["iteration"]
-        pace = (last[TIMESTAMP] - first[TIMESTAMP]) / 1000 / steps if steps > 0 else None
+        # the middle one: where the clock was set, one of them is wrong
+        gaps = [(after[TIMESTAMP] - before[TIMESTAMP]) / 1000 for before, after in pairwise(timing)]
+        pace = max(0.0, median(gaps)) if steps > 0 else None
         return cls(int(history[-1]["iteration"]), total, history[-1], last, pace)
 
     @property

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from gemma_alignment.datasets.checkpoint_store import CHECKPOINTS, saved
 from gemma_alignment.dotted import merged, nested
-from gemma_alignment.fingerprints import Record
+from gemma_alignment.fingerprints import INTERRUPTED, Record
 from gemma_alignment.hooks.checks import check_parameters, configured_parameters
 from gemma_alignment.hooks.work import works
 from gemma_alignment.stages import PREPARATION
@@ -64,16 +64,18 @@ class Opened:
                 experiment_id=experiment.experiment_id,
             )
 
-    def left_to_prepare(self) -> tuple[str, ...]:
+    def left_to_prepare(self, resume: bool) -> tuple[str, ...]:
         """The preparation stages from the first one on that is not done under these parameters.
 
+        ``resume``: whether they are to go on with interrupted ones.
+
         Raises:
-            UserError: where such a stage would write over a finished run of something else.
+            UserError: where such a stage would write over a finished run of something else, or lose a checkpoint.
         """
         stale: list[str] = []
         made: frozenset[str] = frozenset()
         for name in PREPARATION:
-            work = self._work(name, {})
+            work = self._work(name, {"resume": resume})
             if stale or not work.is_current(self.catalog):
                 stale.append(name)
                 dataclasses.replace(work, made_here=made).check(self.catalog)
@@ -103,13 +105,13 @@ class Opened:
         Raises:
             UserError: for what resuming would refuse.
         """
-        stale = self.left_to_prepare()
+        stale = self.left_to_prepare(resume=True)
         arms = [self.going_on(run) for run in plan.arms if stale or not self.is_done(run)]
         for arm in arms:
             self.check(arm, stale)
-        preparation = [Run(stale, plan.params, plan.env)] if stale else []
+        preparation = [self.going_on(Run(stale, plan.params, plan.env))] if stale else []
         is_over = not stale and not arms and self.is_closed(plan)
-        return [*preparation, *arms, *([] if is_over else [plan.closing])]
+        return [*preparation, *arms, *([] if is_over else [self.going_on(plan.closing)])]
 
     def is_closed(self, plan: Plan) -> bool:
         """Whether evaluation and report are done, and after every arm."""
@@ -123,8 +125,9 @@ class Opened:
         return [record for record in found if record is not None]
 
     def going_on(self, run: Run) -> Run:
-        """The run from its last checkpoint on, where it has one."""
-        if any(saved(stage.directory(self.data_root) / CHECKPOINTS) for stage in run.stages):
+        """The run on from what an interrupted attempt left: a checkpoint, or only the MLflow run that it opened."""
+        interrupted = any(record.status in INTERRUPTED for record in self.records([run]))
+        if interrupted or any(saved(stage.directory(self.data_root) / CHECKPOINTS) for stage in run.stages):
             return dataclasses.replace(run, params={**run.params, "resume": True})
         return run
 

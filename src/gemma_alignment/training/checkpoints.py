@@ -5,10 +5,10 @@ the iteration. So a run that goes on is, byte for byte, the run that was never i
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Parameters = Mapping[str, Mapping[str, nn.Parameter]]
+"""What is trained, by role and name."""
 Optimizers = Mapping[str, torch.optim.Optimizer]
 """By role."""
 Position = Mapping[str, int]
@@ -35,17 +37,39 @@ class Checkpoint:
     position: Position
 
 
-def capture(iteration: int, run: "Run", optimizers: Optimizers, budget: Mapping[str, float]) -> TrainingState:
-    """A copy, in main memory, of all that the iteration after ``iteration`` depends on."""
+def copied(parameters: Parameters, optimizers: Optimizers) -> dict[str, dict[str, Tensor]]:
+    """A copy, in main memory, of what is trained and of its optimizers' moments and steps."""
     tensors: dict[str, dict[str, Tensor]] = {}
-    for role, optimizer in optimizers.items():
-        parameters = run.model.named_parameters_of(role)
-        tensors[role] = {name: _copy(parameter) for name, parameter in parameters.items()}
+    for role, own in parameters.items():
+        tensors[role] = {name: _copy(parameter) for name, parameter in own.items()}
         tensors[f"{role}_optimizer"] = {
             f"{name}/{key}": _copy(value)
-            for name, parameter in parameters.items()
-            for key, value in optimizer.state.get(parameter, {}).items()
+            for name, parameter in own.items()
+            for key, value in optimizers[role].state.get(parameter, {}).items()
         }
+    return tensors
+
+
+def put_back(tensors: Mapping[str, Mapping[str, Tensor]], parameters: Parameters, optimizers: Optimizers) -> None:
+    """Write into parameters and optimizers what ``copied`` read from them.
+
+    Raises:
+        UserError: when the tensors are those of another model.
+    """
+    for role, own in parameters.items():
+        _put(tensors.get(role, {}), own, role)
+        index = {name: i for i, name in enumerate(own)}
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors[f"{role}_optimizer"].items():
+            name, _, kind = key.rpartition("/")
+            moments.setdefault(index[name], {})[kind] = value
+        groups = optimizers[role].state_dict()["param_groups"]
+        optimizers[role].load_state_dict({"state": moments, "param_groups": groups})
+
+
+def capture(iteration: int, run: "Run", optimizers: Optimizers, budget: Mapping[str, float]) -> TrainingState:
+    """A copy of all that the iteration of an arm after ``iteration`` depends on."""
+    tensors = copied(_trained(run, optimizers), optimizers)
     numbers = {
         "kl_controller": run.kl_controller.state_dict(),
         "score_normalizer": run.score_normalizer.state_dict(),
@@ -61,16 +85,7 @@ def restore(state: TrainingState, run: "Run", optimizers: Optimizers) -> dict[st
     Raises:
         UserError: when the state is that of another model.
     """
-    for role, optimizer in optimizers.items():
-        parameters = run.model.named_parameters_of(role)
-        _put(state.tensors.get(role, {}), parameters, role)
-        index = {name: i for i, name in enumerate(parameters)}
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in state.tensors[f"{role}_optimizer"].items():
-            name, _, kind = key.rpartition("/")
-            moments.setdefault(index[name], {})[kind] = value
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    put_back(state.tensors, _trained(run, optimizers), optimizers)
     run.kl_controller.load_state_dict(state.numbers["kl_controller"])
     run.score_normalizer.load_state_dict(state.numbers["score_normalizer"])
     run.old_logprobs.load_state_dict(state.numbers["old_logprobs"])
@@ -79,11 +94,17 @@ def restore(state: TrainingState, run: "Run", optimizers: Optimizers) -> dict[st
     return budget
 
 
+def _trained(run: "Run", optimizers: Optimizers) -> Parameters:
+    return {role: run.model.named_parameters_of(role) for role in optimizers}
+
+
 def with_time_of(state: TrainingState, timing: Iterable[Mapping[str, Any]]) -> TrainingState:
     """The state with the seconds of iterations that an attempt did after it, and that are done again.
 
-    ``timing`` are the lines of ``timing.jsonl`` that the attempt left.
+    ``timing`` are the lines of ``timing.jsonl`` that the attempt left. A state without a budget stays as it is.
     """
+    if "budget" not in state.numbers:
+        return state
     budget = state.numbers["budget"]
     seconds = max((row.get("budget/seconds") or 0.0 for row in timing), default=0.0)
     spent = {**budget, "seconds": max(budget["seconds"], seconds)}
@@ -110,6 +131,9 @@ def _put(saved: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], ro
 class Store(Protocol):
     """Where checkpoints are kept."""
 
+    def begin(self) -> Checkpoint | None:
+        """What training goes on from; None: it begins."""
+
     def save(self, checkpoint: Checkpoint, kept: int) -> None:
         """Keep it, and of those before it the last ``kept - 1``."""
 
@@ -125,6 +149,43 @@ class Log(Protocol):
 
     def sync(self) -> None:
         """Return when the lines so far outlast a loss of power."""
+
+    def rows(self, kind: Literal["timing"]) -> list[dict[str, Any]]:
+        """The lines that an earlier attempt left."""
+
+    def resume(self, position: Position) -> None:
+        """Let the next record follow the lines before ``position``."""
+
+
+class Schedule(Protocol):
+    """How often a state goes to the disk, and how many of them stay."""
+
+    @property
+    def checkpoint_every(self) -> int: ...  # noqa: D102
+    @property
+    def checkpoints_kept(self) -> int: ...  # noqa: D102
+
+
+def train_on(
+    store: Store, log: Log, schedule: Schedule, train: Callable[[TrainingState | None], Iterator[UpdateRecord]]
+) -> int:
+    """Train from the last checkpoint on, or from the start where there is none; the number of the last record.
+
+    ``train`` takes the state to go on from and yields records. Every record is logged, its state kept.
+
+    Raises:
+        UserError: when the log is shorter than the checkpoint says, or the disk takes no checkpoint.
+    """
+    start = None
+    if (found := store.begin()) is not None:
+        start = with_time_of(found.state, log.rows("timing"))
+        log.resume(found.position)
+    last = 0 if start is None else start.iteration
+    with Keeper(store, log, schedule.checkpoint_every, schedule.checkpoints_kept) as keeper:
+        for record in train(start):
+            keeper.take(record)
+            last = record.iteration
+    return last
 
 
 class Keeper:

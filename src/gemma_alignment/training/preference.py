@@ -7,8 +7,9 @@ import torch
 
 from gemma_alignment.modeling.sequences import by_length, sequences
 from gemma_alignment.objectives.losses import bradley_terry
-from gemma_alignment.schemas import UpdateRecord
-from gemma_alignment.training.schedule import guarded_step, warmup_cosine
+from gemma_alignment.schemas import TrainingState, UpdateRecord
+from gemma_alignment.training.course import Course
+from gemma_alignment.training.schedule import guarded_step
 from gemma_alignment.training.seeding import shuffled
 
 Pair = tuple[list[int], list[int], list[int]]
@@ -24,26 +25,23 @@ def pair_scores(model: Any, pairs: Sequence[Pair], pad_id: int) -> tuple[torch.T
 
 
 def train_reward_model(
-    model: Any, pairs: Sequence[Pair], settings: Any, pad_id: int, seed: int
+    model: Any, pairs: Sequence[Pair], settings: Any, pad_id: int, seed: int, start: TrainingState | None = None
 ) -> Iterator[UpdateRecord]:
-    """Train the reward adapter and head; yields loss and accuracy every ``log_every`` steps."""
+    """Train the reward adapter and head; yields the loss every ``log_every`` steps, on from ``start``."""
     parameters = model.named_parameters_of("reward")
     optimizer = model.adam("reward", settings.learning_rate)
     steps_per_epoch = max(1, len(pairs) // settings.batch_size)
-    total = steps_per_epoch * settings.epochs
-    losses: list[float] = []
-    for step in range(total):
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * warmup_cosine(step, total, settings.warmup_share)
+
+    def take(step: int) -> float:
         epoch, position = divmod(step, steps_per_epoch)
         rows = shuffled(len(pairs), seed, "reward_model", epoch)[position * settings.batch_size :]
         chosen = [pairs[i] for i in rows[: settings.batch_size]]
-        losses.append(_accumulate(model, chosen, settings.microbatch_size, pad_id))
-        where = f"Reward model, step {step + 1}"
-        guarded_step(optimizer, parameters, losses[-1], settings.max_grad_norm, where)
-        if (step + 1) % settings.log_every == 0 or step + 1 == total:
-            yield UpdateRecord(step + 1, {"reward_model/loss": sum(losses) / len(losses)}, {})
-            losses = []
+        loss = _accumulate(model, chosen, settings.microbatch_size, pad_id)
+        guarded_step(optimizer, parameters, loss, settings.max_grad_norm, f"Reward model, step {step + 1}")
+        return loss
+
+    steps = steps_per_epoch * settings.epochs
+    yield from Course("reward", "reward_model/loss", parameters, optimizer, steps, settings).run(take, start)
 
 
 def _accumulate(model: Any, pairs: Sequence[Pair], size: int, pad_id: int) -> float:

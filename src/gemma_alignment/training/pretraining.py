@@ -8,29 +8,29 @@ from torch import Tensor
 
 from gemma_alignment.modeling.heads import LOGITS, chunked_logprobs, positions_at_a_time
 from gemma_alignment.modeling.sequences import pad
-from gemma_alignment.schemas import UpdateRecord
-from gemma_alignment.training.schedule import guarded_step, warmup_cosine
+from gemma_alignment.schemas import TrainingState, UpdateRecord
+from gemma_alignment.training.course import Course
+from gemma_alignment.training.schedule import guarded_step
 
 Batch = Callable[[int], Sequence[Sequence[int]]]
 """Step number to the token ids of its dialogues."""
 
 
-def pretrain(model: Any, batch: Batch, settings: Any, pad_id: int) -> Iterator[UpdateRecord]:
-    """Train all weights in place: L = −Σ log p(token | before) / tokens; yields the loss now and then."""
+def pretrain(
+    model: Any, batch: Batch, settings: Any, pad_id: int, start: TrainingState | None = None
+) -> Iterator[UpdateRecord]:
+    """Train all weights in place, on from ``start``: L = −Σ log p(token | before) / tokens; yields the loss."""
     parameters = dict(model.named_parameters())
     optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
-    model.train()
-    losses: list[float] = []
-    for step in range(settings.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * warmup_cosine(step, settings.steps, settings.warmup_share)
+
+    def take(step: int) -> float:
         loss = _loss(model, *pad(batch(step), pad_id, left=False))
         loss.backward()
         guarded_step(optimizer, parameters, loss.detach(), 1.0, f"Pre-training, step {step + 1}")
-        losses.append(float(loss.detach()))
-        if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
-            yield UpdateRecord(step + 1, {"pretraining/loss": sum(losses) / len(losses)}, {})
-            losses = []
+        return float(loss.detach())
+
+    model.train()
+    yield from Course("base", "pretraining/loss", parameters, optimizer, settings.steps, settings).run(take, start)
     model.eval()
 
 

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gemma_alignment.modeling.sequences import by_length, sequences
-from gemma_alignment.schemas import UpdateRecord
-from gemma_alignment.training.schedule import guarded_step, warmup_cosine
+from gemma_alignment.schemas import TrainingState, UpdateRecord
+from gemma_alignment.training.course import Course
+from gemma_alignment.training.schedule import guarded_step
 from gemma_alignment.training.seeding import shuffled
 
 Example = tuple[list[int], list[int]]
@@ -14,32 +15,28 @@ Example = tuple[list[int], list[int]]
 
 
 def train_supervised(
-    model: Any, examples: Sequence[Example], settings: Any, pad_id: int, seed: int
+    model: Any, examples: Sequence[Example], settings: Any, pad_id: int, seed: int, start: TrainingState | None = None
 ) -> Iterator[UpdateRecord]:
-    """Train the policy adapter on ``examples``; yields the loss every ``log_every`` steps.
+    """Train the policy adapter on ``examples``; yields the loss every ``log_every`` steps, on from ``start``.
 
     L = −Σ log π(y_t | x, y_<t) / (number of response tokens in the optimizer step).
     """
     parameters = model.named_parameters_of("policy")
     optimizer = model.adam("policy", settings.learning_rate)
     steps_per_epoch = max(1, len(examples) // settings.batch_size)
-    total = steps_per_epoch * settings.epochs
-    losses: list[float] = []
-    for step in range(total):
+
+    def take(step: int) -> float:
         epoch, position = divmod(step, steps_per_epoch)
         rows = shuffled(len(examples), seed, "sft", epoch)[position * settings.batch_size :][: settings.batch_size]
-        losses.append(_step(model, [examples[i] for i in rows], optimizer, parameters, settings, pad_id, step, total))
-        if (step + 1) % settings.log_every == 0 or step + 1 == total:
-            yield UpdateRecord(step + 1, {"sft/loss": sum(losses) / len(losses)}, {})
-            losses = []
+        return _step(model, [examples[i] for i in rows], optimizer, parameters, settings, pad_id, step)
+
+    steps = steps_per_epoch * settings.epochs
+    yield from Course("policy", "sft/loss", parameters, optimizer, steps, settings).run(take, start)
 
 
 def _step(
-    model: Any, rows: Sequence[Example], optimizer: Any, parameters: Any, settings: Any, pad_id: int, step: int,
-    total: int,
-) -> float:  # fmt: skip
-    for group in optimizer.param_groups:
-        group["lr"] = settings.learning_rate * warmup_cosine(step, total, settings.warmup_share)
+    model: Any, rows: Sequence[Example], optimizer: Any, parameters: Any, settings: Any, pad_id: int, step: int
+) -> float:
     tokens = sum(len(response) for _, response in rows)
     summed = 0.0
     prompts, responses = [p for p, _ in rows], [r for _, r in rows]

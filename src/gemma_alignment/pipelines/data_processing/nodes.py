@@ -198,9 +198,11 @@ def make_genrm_records(preferences_train: Rows) -> Iterator[dict[str, Any]]:
 def pretrain_base(
     preferences_train: Rows, tokenizer: str, tiny_model: dict[str, Any], pretraining: dict[str, Any],
     world: dict[str, Any], preferences: dict[str, Any], modeling: dict[str, Any], runtime: dict[str, Any],
-    prepare_seed: int, run_log: Any,
+    prepare_seed: int, run_log: Any, checkpoints: Any,
 ) -> tuple[Any, list[Row]]:  # fmt: skip
     """Pre-train the tiny Gemma on dialogues of mixed quality, or point to the pinned hub model.
+
+    Pre-training goes on from a checkpoint where there is one.
 
     Returns: the base model and the history (one line without a loss where nothing is trained).
     """
@@ -209,6 +211,7 @@ def pretrain_base(
     from gemma_alignment.modeling.tiny import tiny_gemma
     from gemma_alignment.pipelines.models import prepare
     from gemma_alignment.schemas import UpdateRecord
+    from gemma_alignment.training.checkpoints import train_on
     from gemma_alignment.training.pretraining import pretrain
 
     shape = build(TinyModelParameters, tiny_model, "tiny_model")
@@ -224,8 +227,7 @@ def pretrain_base(
     def batch(step: int) -> list[list[int]]:
         return _dialogues(chat, preferences_train, settings.batch_size, of, prepare_seed, step)
 
-    for record in pretrain(model, batch, settings, chat.pad_id):
-        run_log.append(record)
+    train_on(checkpoints, run_log, settings, lambda start: pretrain(model, batch, settings, chat.pad_id, start))
     return SavedModel(model, chat.tokenizer), run_log.rows("history")
 
 

@@ -48,7 +48,7 @@ def create_pipeline() -> Pipeline:
                 [
                     "preferences_train", "tokenizer", "params:tiny_model", "params:pretraining", "params:world",
                     "params:preferences", "params:modeling", "params:runtime", "params:prepare_seed",
-                    "data_processing.run_log",
+                    "data_processing.run_log", "data_processing.checkpoints",
                 ],
                 ["base_model", "data_processing.history"], name="pretrain_base",
             ),

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 Row = dict[str, Any]
+DEEPEST = 50
+"""Levels of a row: no row needs more, and a hundred times as many cannot be written again."""
 FIELDS = ("prompt", "prompt_id", "chosen", "rejected", "messages", "score_chosen", "score_rejected")
 
 
@@ -21,7 +23,20 @@ def parse(line: bytes, max_bytes: int) -> tuple[Any, str | None]:
         return shown, f"invalid UTF-8 at byte {error.start}"
     except (ValueError, RecursionError) as error:
         return shown, f"not JSON: {type(error).__name__}"
-    return (value, None) if isinstance(value, dict) else (shown, "not a JSON object")
+    if not isinstance(value, dict):
+        return shown, "not a JSON object"
+    if line.count(b"[") + line.count(b"{") > DEEPEST and _depth(value) > DEEPEST:
+        return shown, f"nested deeper than {DEEPEST} levels"
+    return value, None
+
+
+def _depth(value: Any) -> int:
+    """How many lists and objects lie in one another, counted without recursion."""
+    depth, level = 0, [value]
+    while level := [one for one in level if isinstance(one, dict | list)]:
+        depth += 1
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+    return depth
 
 
 def fault(row: Mapping[str, Any], low: float, high: float) -> str | None:
@@ -38,13 +53,29 @@ def fault(row: Mapping[str, Any], low: float, high: float) -> str | None:
         if wrong:
             return f"{name}: {wrong}"
         score = row[f"score_{name}"]
-        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        if isinstance(score, bool) or not isinstance(score, int | float) or not _is_finite(score):
             return f"score_{name} is not a number"
         if not low <= score <= high:
-            return f"score_{name} {score} lies outside {low}..{high}"
-    if row["chosen"][-1]["content"].strip() == row["rejected"][-1]["content"].strip():
+            return f"score_{name} lies outside {low}..{high}"
+    answers = [row[name][-1]["content"] for name in ("chosen", "rejected")]
+    if not all(map(_is_text, (row["prompt"], row["prompt_id"], *answers))):
+        return "half a character (a lone surrogate), which no encoding has"
+    if answers[0].strip() == answers[1].strip():
         return "chosen and rejected are identical"
     return None
+
+
+def _is_finite(number: int | float) -> bool:
+    return isinstance(number, int) or math.isfinite(number)  # an integer may be too large for isfinite
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be written as UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _message_fault(messages: Any) -> str | None:

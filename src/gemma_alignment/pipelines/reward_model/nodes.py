@@ -44,9 +44,11 @@ def _normalizer(
 def train_reward_model(
     sft_merged_model: str, preferences_train: Rows, preferences_eval: Rows, prompts_train: Rows,
     modeling: dict[str, Any], runtime: dict[str, Any], reward_model: dict[str, Any], rollout: dict[str, Any],
-    prepare_seed: int, run_log: Any,
+    prepare_seed: int, run_log: Any, checkpoints: Any,
 ) -> tuple[Any, list[dict[str, Any]]]:  # fmt: skip
-    """Train adapter and head on preference pairs, measure held-out accuracy, fix the normaliser.
+    """Train adapter and head on preference pairs, on from a checkpoint where there is one.
+
+    Measure held-out accuracy, fix the normaliser.
 
     Returns: the reward model (adapter, head, normaliser) and the history.
     """
@@ -55,15 +57,16 @@ def train_reward_model(
     from gemma_alignment.schemas import UpdateRecord
     from gemma_alignment.statistics.intervals import wilson
     from gemma_alignment.training import preference
+    from gemma_alignment.training.checkpoints import train_on
 
     settings = build(RewardModelParameters, reward_model, "reward_model")
     model, chat = open_base(sft_merged_model, modeling, prepare(runtime), prepare_seed)
     model.add("reward")
     pairs = _pairs(chat, preferences_train, settings.drop_equal_scores)
-    step = 0
-    for record in preference.train_reward_model(model, pairs, settings, chat.pad_id, prepare_seed):
-        run_log.append(record)
-        step = record.iteration
+    step = train_on(
+        checkpoints, run_log, settings,
+        lambda start: preference.train_reward_model(model, pairs, settings, chat.pad_id, prepare_seed, start),
+    )  # fmt: skip
     held_out = _pairs(chat, preferences_eval, settings.drop_equal_scores)
     margins = preference.margins(model, held_out, chat.pad_id, settings.microbatch_size)
     right = sum(margin > 0 for margin in margins)

@@ -15,7 +15,7 @@ def create_pipeline() -> Pipeline:
                 inputs=[
                     "sft_merged_model", "preferences_train", "preferences_eval", "prompts_train", "params:modeling",
                     "params:runtime", "params:reward_model", "params:rollout", "params:prepare_seed",
-                    "reward_model.run_log",
+                    "reward_model.run_log", "reward_model.checkpoints",
                 ],
                 outputs=["rm_model_bt", "reward_model.history"],
                 name="train_reward_model",

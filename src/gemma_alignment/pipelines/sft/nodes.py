@@ -27,15 +27,18 @@ def _examples(chat: Any, rows: Rows, genrm: Rows, settings: Any, seed: int) -> l
 
 def train_sft(
     base_model: str, preferences_train: Rows, preferences_eval: Rows, genrm_train: Rows, modeling: dict[str, Any],
-    runtime: dict[str, Any], sft: dict[str, Any], prepare_seed: int, run_log: Any,
+    runtime: dict[str, Any], sft: dict[str, Any], prepare_seed: int, run_log: Any, checkpoints: Any,
 ) -> tuple[Any, list[dict[str, Any]]]:  # fmt: skip
-    """Train the SFT adapter on chosen responses and GenRM records; perplexity before and after.
+    """Train the SFT adapter on chosen responses and GenRM records, on from a checkpoint where there is one.
+
+    Perplexity before and after.
 
     Returns: the adapter and the history.
     """
     from gemma_alignment.modeling.saving import saved_adapter
     from gemma_alignment.parameters.training import SFTParameters
     from gemma_alignment.schemas import UpdateRecord
+    from gemma_alignment.training.checkpoints import train_on
     from gemma_alignment.training.supervised import perplexity, train_supervised
 
     settings = build(SFTParameters, sft, "sft")
@@ -49,10 +52,10 @@ def train_sft(
     ]
     size = settings.microbatch_size
     before = perplexity(model, "policy", held_out, chat.pad_id, size)
-    step = 0
-    for record in train_supervised(model, examples, settings, chat.pad_id, prepare_seed):
-        run_log.append(record)
-        step = record.iteration
+    step = train_on(
+        checkpoints, run_log, settings,
+        lambda start: train_supervised(model, examples, settings, chat.pad_id, prepare_seed, start),
+    )  # fmt: skip
     after = perplexity(model, "policy", held_out, chat.pad_id, size)
     found = {"sft/perplexity_before": before, "sft/perplexity_after": after}
     if modeling["embedding"] != "as_saved":

@@ -13,7 +13,7 @@ def create_pipeline() -> Pipeline:
                 train_sft,
                 inputs=[
                     "base_model", "preferences_train", "preferences_eval", "genrm_train", "params:modeling",
-                    "params:runtime", "params:sft", "params:prepare_seed", "sft.run_log",
+                    "params:runtime", "params:sft", "params:prepare_seed", "sft.run_log", "sft.checkpoints",
                 ],
                 outputs=["sft_adapter", "sft.history"],
                 name="train_sft",

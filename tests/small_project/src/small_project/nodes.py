@@ -1,7 +1,7 @@
 """Nodes with the inputs and outputs of the real ones, and arithmetic in place of training.
 
 The environment variable SMALL_FAIL (such as ``grpo:123``) makes an arm fail after two records,
-SMALL_HANG makes it wait there.
+SMALL_HANG makes it wait there (for SMALL_HANG_S seconds), SMALL_FILL ask for more memory than there is.
 """
 
 import json
@@ -9,6 +9,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,9 @@ def make_records(prompts):
     return [{"messages": [row["prompt"]]} for row in prompts]
 
 
-def train_sft(base_model, sft, prepare_seed, run_log):
-    run_log.append(Record(0, {"sft/loss": 2.0 * sft["learning_rate"]}, {}))
-    run_log.append(Record(1, {"sft/loss": 1.0}, {}))
+def train_sft(base_model, sft, prepare_seed, run_log, checkpoints):
+    values = {0: 2.0 * sft["learning_rate"], 1: 1.0}
+    _train("sft", prepare_seed, sft, 1, lambda i: {"sft/loss": values[i]}, run_log, checkpoints)
     return Weights(prepare_seed + sft["learning_rate"]), run_log.rows("history")
 
 
@@ -62,23 +63,44 @@ def answer(model, prompts):
     return [{**row, "response": "yes", "reward_model_score": 0.5} for row in prompts]
 
 
-def train(method, sft, reward_model, prompts, settings, shared, runtime, seed, run_log, checkpoints):
+def _train(name, seed, settings, last, metrics, run_log, checkpoints):
+    """Records from 0 to ``last``, with what the environment does to this one after record 1."""
     from gemma_alignment.schemas import TrainingState
-    from gemma_alignment.training.checkpoints import Keeper
+    from gemma_alignment.training.checkpoints import train_on
 
-    first = 0
-    if (found := checkpoints.begin()) is not None:
-        first = found.state.iteration + 1
-        run_log.resume(found.position)
-    with Keeper(checkpoints, run_log, shared["checkpoint_every"], shared["checkpoints_kept"]) as keeper:
-        for iteration in range(first, shared["num_iterations"] + 1):
-            metrics = {"reward/score_mean": seed + iteration / 8, "policy/kl_to_reference": 0.5}
-            state = TrainingState(iteration, {}, {})
-            keeper.take(Record(iteration, metrics, {"budget/seconds": 0.001}, ({"response": "é"},), state))
-            if iteration == 1 and os.environ.get("SMALL_FAIL") == f"{method}:{seed}":
+    def records(start):
+        for i in range(0 if start is None else start.iteration + 1, last + 1):
+            state = TrainingState(i, {}, {})
+            yield Record(i, metrics(i), {"budget/seconds": 0.001}, ({"response": "é"},), state)
+            if i == 1 and os.environ.get("SMALL_FAIL") == f"{name}:{seed}":
                 raise ArithmeticError("the loss is not finite")
-            if iteration == 1 and os.environ.get("SMALL_HANG") == f"{method}:{seed}":
-                time.sleep(60)
+            if i == 1 and os.environ.get("SMALL_HANG") == f"{name}:{seed}":
+                time.sleep(float(os.environ.get("SMALL_HANG_S", "60")))
+            if i == 1 and os.environ.get("SMALL_FILL") == f"{name}:{seed}":
+                _fill()
+
+    schedule = SimpleNamespace(
+        checkpoint_every=settings["checkpoint_every"], checkpoints_kept=settings["checkpoints_kept"]
+    )
+    train_on(checkpoints, run_log, schedule, records)
+
+
+def _fill():
+    """Ask for more memory than the process may have."""
+    import resource
+
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 28), resource.RLIM_INFINITY))
+    held = []
+    while True:
+        held.append(bytearray(1 << 24))
+
+
+def train(method, sft, reward_model, prompts, settings, shared, runtime, seed, run_log, checkpoints):
+    def metrics(i):
+        return {"reward/score_mean": seed + i / 8, "policy/kl_to_reference": 0.5}
+
+    _train(method, seed, shared, shared["num_iterations"], metrics, run_log, checkpoints)
     return Weights(seed), *(run_log.rows(kind) for kind in ("history", "timing", "samples"))
 
 

@@ -64,7 +64,7 @@ def register_pipelines():
         [
             node(
                 nodes.train_sft,
-                ["base_model", "params:sft", "params:prepare_seed", "sft.run_log"],
+                ["base_model", "params:sft", "params:prepare_seed", "sft.run_log", "sft.checkpoints"],
                 ["sft_adapter", "sft.history"],
                 name="train_sft",
             ),

@@ -1,0 +1,323 @@
+"""What days bring, done for real: a full and a read-only disk, a store that is gone, slow or locked, a hang, no memory.
+
+Processes are forked from this one (``soak.FORKING``), which spares each the loading of libraries.
+"""
+
+import io
+import json
+import os
+import resource
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import closing, contextmanager, suppress
+from types import SimpleNamespace
+
+import pytest
+from killing import at_call
+from rich.console import Console
+from soak import FORKING
+
+from gemma_alignment.datasets.checkpoint_store import CheckpointStore, saved
+from gemma_alignment.datasets.run_log import RunLog
+from gemma_alignment.errors import UserError
+from gemma_alignment.explain import explained
+from gemma_alignment.schemas import TrainingState, UpdateRecord
+from gemma_alignment.study import processes
+from gemma_alignment.study.command import planned, start
+from gemma_alignment.study.local import run_study
+from gemma_alignment.study.lock import alone
+from gemma_alignment.study.plan import Plan
+from gemma_alignment.training.checkpoints import train_on
+
+pytestmark = pytest.mark.pipeline
+ARM = "grpo/seed=1"
+EVERY = SimpleNamespace(checkpoint_every=1, checkpoints_kept=2)
+
+
+@contextmanager
+def mounted(folder, *options):
+    """A disk of its own on ``folder``, really mounted."""
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(folder)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        pytest.skip(f"no disk of a test's own can be mounted here: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def records(first=0, last=6):
+    """Records with a state of 12 kB each."""
+    import torch
+
+    for i in range(first, last + 1):
+        state = TrainingState(i, {"policy": {"w": torch.full((3000,), float(i))}}, {})
+        yield UpdateRecord(i, {"x": i / 3}, {}, ({"response": "é" * 400},), state)
+
+
+def trained(folder, resume=False):
+    store, log = CheckpointStore(folder / "checkpoints", resume), RunLog(folder)
+    train_on(store, log, EVERY, lambda state: records(0 if state is None else state.iteration + 1))
+    return [log.path(kind).read_bytes() for kind in ("history", "samples")]
+
+
+def test_a_disk_that_fills_up_in_training_costs_nothing_once_it_has_room(tmp_path):
+    whole = trained(tmp_path / "whole")
+    with mounted(tmp_path / "disk", "size=160k") as disk:
+        ballast = disk / "ballast"
+        ballast.write_bytes(bytes(90_000))
+        with pytest.raises(Exception) as error:
+            trained(disk / "run")
+        assert "No space left on" in str(explained(error.value))
+        good = saved(disk / "run/checkpoints")
+        assert good and good[-1] < 6
+        ballast.unlink()
+        (disk / "run/history.jsonl").open("a").write('{"half a li')
+        assert trained(disk / "run", resume=True) == whole
+
+
+def test_a_folder_that_became_read_only_is_one_message_and_the_training_goes_on_later(tmp_path):
+    whole = trained(tmp_path / "whole")
+    with mounted(tmp_path / "disk", "size=1m") as disk:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Exception) as error:
+            options = ["mount", "-o", "remount,ro", str(disk)]
+            at_call(patch, CheckpointStore, "save", 4, lambda: subprocess.run(options, check=True))
+            trained(disk / "run")
+        assert "Read-only file system" in str(explained(error.value))
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        assert trained(disk / "run", resume=True) == whole
+
+
+def test_a_read_only_data_folder_is_one_message_before_anything_runs(project):
+    with mounted(project.root / "disk", "ro") as disk:
+        with pytest.raises(Exception) as error:
+            project.run("data_processing", data_root=str(disk))
+        assert str(explained(error.value)).startswith(f"Cannot write to {disk}")
+
+
+def test_an_output_with_a_flipped_byte_is_refused_by_what_reads_it_and_made_again_by_a_study(project, caplog):
+    project.run("data_processing", "sft", "reward_model")
+    file = project.data / "06_models/rm_model_bt/adapter_config.json"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"(?s)rm_model_bt is not what the stage reward_model left.*overwrite=true"):
+        project.run("grpo")
+    assert "grpo-seed42" not in project.states()
+    project.run("reward_model", overwrite=True)
+    project.run("grpo")
+    policy = project.data / "06_models/grpo/seed=42/policy/adapter_config.json"
+    policy.write_bytes(policy.read_bytes() + b" ")
+    from gemma_alignment.study.project import Opened
+
+    plan = Plan(("grpo",), (42,), {}, "test")
+    assert [run.label for run in Opened.open(project.root, plan).left(plan)] == ["grpo-seed42", "evaluation, reporting"]
+    assert "policy is not what the stage grpo left there: it is made again" in caplog.text
+
+
+@pytest.fixture
+def forked(project, monkeypatch):
+    """The small project prepared; processes of a study are forked."""
+    project.run("data_processing", "sft", "reward_model")
+    monkeypatch.setattr(processes, "subprocess", FORKING)
+    return project
+
+
+def studied(project, resume=False, **params):
+    said = io.StringIO()
+    plan = Plan(("ppo", "grpo"), (1,), params, "test")
+    return run_study(project.root, plan, 2, Console(file=said, width=200), resume), said.getvalue()
+
+
+def steps(project, folder, key="reward/score_mean"):
+    """Every step of a run's key in MLflow, each of them once."""
+    counted = Counter(p.step for p in project.client.get_metric_history(project.record(folder).mlflow_run_id, key))
+    assert set(counted.values()) <= {1}, counted
+    return sorted(counted)
+
+
+def test_a_process_that_hangs_is_reported_and_ended_and_goes_on_later(forked, monkeypatch):
+    """It is stopped by SIGSTOP, so it neither writes nor hears SIGTERM."""
+    monkeypatch.setattr(processes, "GRACE", 2.0)
+    monkeypatch.setenv("SMALL_HANG", "grpo:1")
+    freezer = threading.Thread(target=freeze, args=(forked, ARM))
+    freezer.start()
+    code, said = studied(forked, **{"study.silence_report_s": 4.0, "study.silence_limit_s": 15.0})
+    freezer.join()
+    assert code == 1
+    assert "grpo-seed1 has written nothing for 0:" in said
+    assert "grpo-seed1: it wrote nothing for 0:" in said
+    record = forked.record(ARM)
+    assert (record.status, "wrote nothing" in record.error) == ("failed", True)
+    assert forked.record("ppo/seed=1").status == "finished"
+    monkeypatch.delenv("SMALL_HANG")
+    assert studied(forked, resume=True)[0] == 0
+    assert steps(forked, ARM) == [0, 1, 2, 3]
+
+
+def freeze(project, folder):
+    """SIGSTOP for the process of a run once it has two lines."""
+    history = project.data / "07_model_output" / folder / "history.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if history.exists() and history.read_text().count("\n") == 2:
+            os.kill(project.record(folder).pid, signal.SIGSTOP)
+            return
+        time.sleep(0.05)
+
+
+def test_a_process_without_memory_says_so_and_the_others_go_on(forked, monkeypatch):
+    monkeypatch.setenv("SMALL_FILL", "grpo:1")
+    code, said = studied(forked)
+    assert code == 1
+    assert "Out of memory" in said and "microbatch_size" in said
+    assert (forked.record(ARM).status, forked.record("ppo/seed=1").status) == ("failed", "finished")
+    monkeypatch.delenv("SMALL_FILL")
+    assert studied(forked, resume=True)[0] == 0
+    assert steps(forked, ARM) == [0, 1, 2, 3]
+
+
+def test_a_second_study_in_the_same_folder_is_refused_and_the_first_is_named(project):
+    first = os.fork()
+    if first == 0:
+        sys.argv = ["kedro", "study", "--seeds=5"]
+        with alone(project.data):
+            time.sleep(60)
+        os._exit(0)
+    try:
+        asked = planned(project.root, "test", {}, "ppo,grpo", "1", quick=False)
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and not (project.data / "study.lock").exists():
+            time.sleep(0.05)
+        time.sleep(0.2)
+        with pytest.raises(UserError, match=rf"runs in .* already: `kedro study --seeds=5` \(process {first} on "):
+            start(asked, 1, resume=False)
+        assert project.runs() == []
+    finally:
+        os.kill(first, signal.SIGKILL)
+        os.waitpid(first, 0)
+    with alone(project.data):
+        assert json.loads((project.data / "study.lock").read_text())["pid"] == os.getpid()
+
+
+def test_a_locked_store_holds_nothing_up_and_gets_every_point_later(forked, monkeypatch):
+    """Another program holds the SQLite file from the second record of the arms until they are over."""
+    monkeypatch.setenv("SMALL_HANG", "grpo:1")
+    monkeypatch.setenv("SMALL_HANG_S", "4")
+    holder = threading.Thread(target=hold, args=(forked,))
+    holder.start()
+    code, _ = studied(forked)
+    holder.join()
+    assert forked.record(ARM).status == "finished"
+    if code:  # the closing stages found the store still locked
+        monkeypatch.delenv("SMALL_HANG")
+    assert studied(forked, resume=True)[0] == 0
+    assert steps(forked, ARM) == [0, 1, 2, 3] == steps(forked, "ppo/seed=1")
+    assert set(forked.states().values()) == {"FINISHED"}
+
+
+def hold(project, seconds=25):
+    """Lock the store for some seconds, once GRPO has two lines."""
+    history = project.data / "07_model_output" / ARM / "history.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (history.exists() and history.read_text().count("\n") == 2):
+        time.sleep(0.05)
+    with closing(sqlite3.connect(project.root / "mlflow.db", timeout=30, isolation_level=None)) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        time.sleep(seconds)
+        connection.execute("ROLLBACK")
+
+
+class Server:
+    """MLflow's own server on the project's store, behind a port that can be slow, or closed."""
+
+    def __init__(self, project):
+        self.project, self.process = project, None
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+
+    def up(self):
+        import requests
+
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{self.project.root}/mlflow.db",
+             "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"],
+            cwd=self.project.root, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline:
+            with suppress(requests.RequestException):
+                if requests.get(f"{self.uri}/health", timeout=1).ok:
+                    return self
+            time.sleep(0.2)
+        raise AssertionError("the server never came up")
+
+    def down(self):
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def server(project):
+    one = Server(project).up()
+    yield one
+    with suppress(ProcessLookupError):
+        one.down()
+
+
+@pytest.mark.cli
+def test_a_server_that_is_shot_gets_every_point_when_it_is_back(project, server, monkeypatch):
+    """It vanishes after the second record, and is back for the second session only."""
+    project.run("data_processing", "sft", "reward_model")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    at_call(monkeypatch, RunLog, "append", 3, server.down)
+    project.run("grpo", seed=1)
+    record = project.record(ARM)
+    assert record.status == "finished"
+    assert len(RunLog(project.data / "07_model_output" / ARM).rows("history")) == 4
+    assert len(steps(project, ARM)) < 4
+    server.up()
+    project.run("grpo", seed=1, resume=True)
+    assert project.record(ARM).mlflow_run_id == record.mlflow_run_id
+    assert steps(project, ARM) == [0, 1, 2, 3]
+    assert project.client.get_run(record.mlflow_run_id).info.status == "FINISHED"
+
+
+@pytest.mark.cli
+def test_a_server_that_comes_back_in_time_gets_everything_at_the_end(project, server, monkeypatch):
+    project.run("data_processing", "sft", "reward_model")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    at_call(monkeypatch, RunLog, "append", 3, server.down)
+    at_call(monkeypatch, RunLog, "close", 1, server.up)
+    project.run("grpo", seed=1)
+    assert steps(project, ARM) == [0, 1, 2, 3]
+
+
+def test_little_memory_is_a_limit_of_the_process(monkeypatch):
+    """What SMALL_FILL does in the small project, seen from here: the limit is real and so is the error."""
+    child = os.fork()
+    if child == 0:
+        try:
+            resource.setrlimit(resource.RLIMIT_AS, (1 << 33, resource.RLIM_INFINITY))
+            bytearray(1 << 34)
+        except MemoryError as error:
+            os._exit(0 if str(explained(error)).startswith("Out of memory") else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
