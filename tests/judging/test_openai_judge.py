@@ -62,6 +62,13 @@ def test_what_is_sent(service, remote_judge):
     assert list(schema["schema"]["properties"]) == ["reason", "verdict"]  # first the reason, then the verdict
 
 
+def test_the_form_of_the_reply_stands_in_words_too():
+    """A service that ignores the schema leaves nothing but them."""
+    example = SYSTEM[SYSTEM.index('{"reason"') : SYSTEM.index("}", SYSTEM.index('{"reason"')) + 1]
+    assert parse_verdict(example) == "first"
+    assert "one JSON object and nothing before or after it" in SYSTEM
+
+
 def test_what_comes_back(service, remote_judge):
     reply = remote_judge().judge(*PAIR)
     assert parse_verdict(reply.text) == "first"

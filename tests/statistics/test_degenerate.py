@@ -87,3 +87,16 @@ def test_sizes_whose_squares_leave_the_range(values):
         check(function(values, [value / 3.0 for value in values]))
     for function in (t_interval, spread):
         check(function(values))
+
+
+def test_what_was_found_once_stays_found():
+    for function in (welch_difference, student_difference, paired_difference):
+        check(function([math.inf], [math.inf]))
+    check(pearson([0.0, 0.0, 0.0, 1e9], [0.0, 0.0, 0.0, 1e150]))
+    for outcomes in ([0.0, 0.5, 0.5], [0.0, 0.5, 0.5, 0.5]):
+        found = length_controlled(outcomes, [-1e9, -1e9, -3.0, -1e9][: len(outcomes)], list(range(len(outcomes))))
+        check(found)
+    found = length_controlled([0.0, 0.5, 0.5], [-1e9, -1e9, -3.0], [0, 1, 2])
+    assert found.low is None
+    assert "no variance" in found.reason
+    assert summarize(0, 0, 1).reason == "one comparison has no standard error"

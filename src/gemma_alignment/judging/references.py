@@ -27,7 +27,7 @@ def stored_judgements(rows: Iterable[Row]) -> dict[str, list[dict[str, object]]]
     """
     found: dict[str, list[dict[str, object]]] = {}
     for number, row in enumerate(rows, start=1):
-        missing = [name for name in FIELDS if name not in row]
+        missing = [name for name in FIELDS if not isinstance(row, Mapping) or name not in row]
         if missing or row["label"] not in _LABELS:
             raise ValueError(f"row {number}: {f'no field {missing[0]}' if missing else 'the label is not 1, 2 or tie'}")
         judge = str(row["judge"]) if not row.get("subset") else f"{row['judge']}, {row['subset']}"

@@ -1,11 +1,8 @@
 """Pair the answers of finished runs, have them judged in both orders, and describe the judge."""
 
-import json
 import logging
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from gemma_alignment.config import build
@@ -17,11 +14,11 @@ from gemma_alignment.judging.client import digest
 from gemma_alignment.judging.connection import JudgeConnection
 from gemma_alignment.judging.labelled import against_labels, label_counts, labelled_comparisons
 from gemma_alignment.judging.prompts import control_strings
-from gemma_alignment.judging.references import stored_judgements, yardstick
+from gemma_alignment.judging.references import yardstick
 from gemma_alignment.judging.selection import System, check_shared_models, pair_systems, select_systems
 from gemma_alignment.judging.session import Comparison, Session
 from gemma_alignment.parameters.judge import EvaluationParameters, JudgeParameters
-from gemma_alignment.pipelines.data_processing.rows import check_rows
+from gemma_alignment.pipelines.evaluation.people import labelled_rows, references
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +28,6 @@ BROKEN = ("failed", "killed")
 """A run that ended so may have left the responses of an earlier one."""
 REPEAT_SEED = 1000
 """Added to the seed where a judgement is repeated: beyond the seeds of further attempts."""
-MOST_BYTES = 1_000_000
-"""Of a line of labelled pairs."""
 EffectiveKind = Literal["rubric", "openai", "recorded", "none"]
 
 
@@ -111,7 +106,7 @@ def judge_labelled(pairs: Sequence[Row], judge: JudgeConnection, parameters: Row
     kind, _ = _effective_kind(settings, pairs)
     if kind != "openai" or settings.labelled_path is None:
         return []
-    asked = labelled_comparisons(_labelled_rows(settings.labelled_path), settings.labelled_pairs)
+    asked = labelled_comparisons(labelled_rows(settings.labelled_path), settings.labelled_pairs)
     labels = {comparison.prompt_id: label for comparison, label in asked}
     rows = _session(judge, settings, kind).judgements([comparison for comparison, _ in asked])
     return [{**row, "label": labels[str(row["prompt_id"])]} for row in rows]
@@ -146,7 +141,7 @@ def describe_judge(
             **yardstick(judge_card(labelled), label_counts(labels, results), asdict(kappa(labels, results))),
             "n": len(labels),
         },
-        "references": _references(settings.reference_path),
+        "references": references(settings.reference_path),
         "longer_answer": length_preference(rows, _lengths(pairs)),
         "canaries": canary_results(canaries_asked),
         "cost_of_questions": sum(row["cost"] for row in (*canaries_asked, *repeats, *labelled)),
@@ -177,37 +172,6 @@ def _effective_kind(settings: JudgeParameters, pairs: Sequence[Row]) -> tuple[Ef
 def _comparisons(pairs: Sequence[Row]) -> list[Comparison]:
     names = [field.name for field in fields(Comparison)]
     return [Comparison(**{name: pair[name] for name in names}) for pair in pairs]
-
-
-def _labelled_rows(path: str) -> list[Row]:
-    if not Path(path).is_file():
-        raise UserError(f"no file of labelled pairs at {path}: set judge.labelled_path to one that exists, or to null.")
-    with Path(path).open("rb") as lines:
-        kept, rejected = check_rows(enumerate(lines, start=1), MOST_BYTES, -math.inf, math.inf)
-    if not kept:
-        why = f" (line {rejected[0]['line']}: {rejected[0]['reason']})" if rejected else ""
-        raise UserError(f"{path} holds no preference pair that can be used{why}: judge.labelled_path needs some.")
-    return [item["row"] for item in kept]
-
-
-def _references(path: str | None) -> dict[str, dict[str, object]]:
-    """The yardstick of every judge whose verdicts are stored there."""
-    from gemma_alignment.statistics.agreement import kappa
-
-    if path is None:
-        return {}
-    if not Path(path).is_file():
-        raise UserError(f"no stored verdicts at {path}: set judge.reference_path to a file that exists, or to null.")
-    try:
-        with Path(path).open(encoding="utf-8") as lines:
-            stored = stored_judgements(json.loads(line) for line in lines if line.strip())
-    except ValueError as error:
-        raise UserError(f"{path} holds no stored verdicts ({error}): judge.reference_path needs some.") from None
-    found = {}
-    for judge, rows in stored.items():
-        labels, results = against_labels(rows)
-        found[judge] = yardstick(judge_card(rows), label_counts(labels, results), asdict(kappa(labels, results)))
-    return found
 
 
 def _session(
