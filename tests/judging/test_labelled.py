@@ -87,7 +87,8 @@ def test_stored_judges_stand_on_the_card_as_yardsticks(judge_swap, judge_section
 
 
 def test_stored_verdicts_that_cannot_be_used_say_so(judge_section, tmp_path):
-    for text, match in (("{", "holds no stored verdicts"), ("7", "no field judge"), ('{"judge": "m"}', "row 1: no field label")):
+    unusable = {"{": "holds no stored verdicts", "7": "no field judge", '{"judge": "m"}': "row 1: no field label"}
+    for text, match in unusable.items():
         path = tmp_path / "stored.jsonl"
         path.write_text(text + "\n")
         with pytest.raises(UserError, match=match):
