@@ -62,7 +62,7 @@ def report(page, project, out):
         page.screenshot(path=out / f"report-{scheme}.png")
     page.emulate_media(color_scheme="light")
     page.locator("#answers").scroll_into_view_if_needed()
-    page.locator("#answers").screenshot(path=out / "report-answers.png", clip=None)
+    page.locator("#answers").screenshot(path=out / "report-answers.png")
 
 
 def mlflow(page, project, out, port):

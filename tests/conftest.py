@@ -53,7 +53,7 @@ def toy_study(tmp_path_factory):
     shutil.copytree(ROOT / "src", root / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     away = ("MLFLOW_TRACKING_URI", "GEMMA_ALIGNMENT_PARENT_RUN", "GEMMA_ALIGNMENT_STUDY", "KEDRO_ENV")
     project = Project(root, {name: value for name, value in os.environ.items() if name not in away})
-    code, text = project.command("kedro", "run", "--env=test", "--params", "data_root=data")
+    code, text = project.command("kedro", "run", "--env=test", "--params", "data_root=data", timeout=1200)
     assert code == 0, text
     return project
 
@@ -103,11 +103,11 @@ class Project:
         with KedroSession.create(self.root, env="test", runtime_params=given, save_on_close=False) as session:
             return session.run(pipeline_names=list(pipelines))
 
-    def command(self, *words, stdin="", **environment):
+    def command(self, *words, stdin="", timeout=180, **environment):
         """A command in a process of its own: its status and its output."""
         done = subprocess.run(
             [sys.executable, "-m", *words], cwd=self.root, env=self.environment(environment), text=True, input=stdin,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=180, check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout, check=False,
         )  # fmt: skip
         return done.returncode, done.stdout
 

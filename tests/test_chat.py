@@ -13,7 +13,7 @@ PARAMETERS = {"seed": 777, "prepare_seed": 42, "variant": "", "data_root": "data
 def test_prompts_from_a_pipe_are_answered_by_both_models(toy_study):
     chat = ("gemma_alignment", "chat", "--method", "grpo", "--seed", "42", "--compare", "--env=test")
     prompts = "Name two birds.\n\nWhat are two tools?\n"
-    code, text = toy_study.command(*chat, "--params", "data_root=data", stdin=prompts)
+    code, text = toy_study.command(*chat, "--params", "data_root=data", stdin=prompts, timeout=600)
     assert code == 0, text
     named = [line.split(":")[0] for line in text.splitlines()]
     assert named == ["grpo-seed42", "sft", "grpo-seed42", "sft"]

@@ -47,7 +47,8 @@ def test_what_the_recipes_make_runs(toy_study, tmp_path):
     project = type(toy_study)(root, {**toy_study.environment({}), "PYTHONPATH": str(root / "src")})
 
     def run(pipeline, params):
-        code, text = project.command("kedro", "run", f"--pipeline={pipeline}", "--env=test", "--params", params)
+        words = ("kedro", "run", f"--pipeline={pipeline}", "--env=test", "--params", params)
+        code, text = project.command(*words, timeout=900)
         assert code == 0, text
 
     run("batch_mean", "data_root=data")

@@ -63,7 +63,7 @@ def test_one_arm_one_seed(project):
     project.run("data_processing", "sft", "reward_model")
     arms = [one for one in COMMANDS if one.startswith("kedro run --pipeline=grpo")]
     for command in arms:
-        code, text = project.command(*shlex.split(command), KEDRO_ENV="test")
+        code, text = project.command(*shlex.split(command), timeout=600, KEDRO_ENV="test")
         assert code == 0, text
     assert {"grpo-seed777", "grpo@k4-seed777"} <= set(project.states())
 
@@ -73,7 +73,8 @@ def test_one_arm_one_seed(project):
 @commands("kedro run --pipeline=export")
 def test_export(command, toy_study):
     """On the study's only seed."""
-    code, text = toy_study.command(*shlex.split(f"{command},data_root=data".replace("777", "42")), KEDRO_ENV="test")
+    words = shlex.split(f"{command},data_root=data".replace("777", "42"))
+    code, text = toy_study.command(*words, timeout=600, KEDRO_ENV="test")
     assert code == 0, text
 
 
@@ -83,7 +84,8 @@ def test_export(command, toy_study):
 def test_chat(command, toy_study):
     """On the study's only seed."""
     words = shlex.split(command.replace("777", "42"))[2:]
-    code, text = toy_study.command(*words, "--params", "data_root=data", stdin="Name two birds.\n", KEDRO_ENV="test")
+    words += ["--params", "data_root=data"]
+    code, text = toy_study.command(*words, stdin="Name two birds.\n", timeout=600, KEDRO_ENV="test")
     assert code == 0, text
     assert text.startswith("grpo-seed42: ")
 

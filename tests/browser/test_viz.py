@@ -16,7 +16,7 @@ THEIR_OWN = ("ERR_NAME_NOT_RESOLVED", "ERR_INTERNET_DISCONNECTED", "404", "metad
 def built(toy_study):
     """``kedro viz build`` on a finished study, served from its folder."""
     pytest.importorskip("kedro_viz", reason="comes with the viz extra")
-    code, text = toy_study.command("kedro", "viz", "build", "--include-previews")
+    code, text = toy_study.command("kedro", "viz", "build", "--include-previews", timeout=600)
     assert code == 0, text
     serve = functools.partial(Quiet, directory=str(toy_study.root / "build"))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
