@@ -94,6 +94,17 @@ def test_a_switch_before_the_backward_is_refused() -> None:
             raise AssertionError("entered a role inside a role")
 
 
+def test_an_adapter_that_is_switched_behind_a_role_is_noticed_before_any_step() -> None:
+    model = shared()
+    with pytest.raises(RuntimeError, match="the active adapter is critic at the end of the role 'policy'"):
+        with model.role("policy", train=True):
+            loss = model.logprobs(batch(), 1.0)[0].sum()
+            model.peft.set_adapter("critic")
+            loss.backward()
+    with model.role("policy"):
+        assert model.logprobs(batch(), 1.0)[0].shape == batch().response_mask.shape
+
+
 def test_a_merged_copy_equals_the_adapter_and_leaves_the_base_alone() -> None:
     model = shared()
     disturb(model, "policy")

@@ -116,7 +116,8 @@ class SharedBase:
         """Play a role for a forward and its backward.
 
         Raises:
-            RuntimeError: inside another role, where a switch would corrupt the pending backward.
+            RuntimeError: inside another role, where a switch would corrupt the pending backward; and at the end,
+                when the adapter was switched behind the role's back.
         """
         if self._active is not None:
             raise RuntimeError(f"cannot become {name!r} inside the role {self._active!r}: finish its backward first")
@@ -132,7 +133,9 @@ class SharedBase:
                 else:
                     self._activate(name)
                     self._prepare(name, train)
+                    active = list(self.peft.base_model.active_adapters)
                     yield
+                    self._check_unswitched(name, active)
         finally:
             self._active = None
             if self.peft is not None:
@@ -144,6 +147,15 @@ class SharedBase:
             self.peft.base_model.set_adapter(["reference", name])  # their sum; only the second one trains
         else:
             self.peft.set_adapter(name)
+
+    def _check_unswitched(self, name: Role, active: list[str]) -> None:
+        """At the end of a role: the same adapters are active as at its beginning."""
+        found = list(self.peft.base_model.active_adapters)
+        if found != active:
+            raise RuntimeError(
+                f"the active adapter is {', '.join(found)} at the end of the role {name!r}: its gradients are missing or "
+                "wrong. Enter a role instead of calling set_adapter"
+            )
 
     def _prepare(self, name: Role, train: bool) -> None:
         self.peft.requires_grad_(False)
