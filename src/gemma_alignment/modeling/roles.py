@@ -153,8 +153,8 @@ class SharedBase:
         found = list(self.peft.base_model.active_adapters)
         if found != active:
             raise RuntimeError(
-                f"the active adapter is {', '.join(found)} at the end of the role {name!r}: its gradients are missing or "
-                "wrong. Enter a role instead of calling set_adapter"
+                f"the active adapter is {', '.join(found)} at the end of the role {name!r}: its gradients are missing "
+                "or wrong. Enter a role instead of calling set_adapter"
             )
 
     def _prepare(self, name: Role, train: bool) -> None:
