@@ -111,6 +111,18 @@ def test_runs_on_different_models_are_refused_unless_left_out(sections):
     assert select(sections, cards=cards, seeds=[42])
 
 
+def test_answers_of_another_sft_or_reward_model_are_refused_as_the_baseline(sections):
+    """The stage of the reward model wrote them: what it read and made says whose they are."""
+    prepared = {"fingerprints": {"sft": "s"}, "outputs": {"rm_model_bt": "r"}}
+    assert select(sections, cards={**CARDS, "reward_model/": prepared})
+    for part, label in ((("fingerprints", "sft"), "one sft"), (("outputs", "rm_model_bt"), "one reward model")):
+        trained_again = {**prepared, part[0]: {part[1]: "another"}}
+        with pytest.raises(UserError, match=rf"do not share {label}.* in sft") as error:
+            select(sections, cards={**CARDS, "reward_model/": trained_again})
+        assert "another in sft" in str(error.value)
+        assert select(sections, cards={**CARDS, "reward_model/": trained_again}, against_sft=False)
+
+
 def test_a_run_without_a_card_is_named(sections, caplog):
     assert len(select(sections, cards={})) == 12
     assert "go unchecked: ppo/seed=42, grpo/seed=42, grpo/seed=7" in caplog.text

@@ -1,10 +1,11 @@
 """Which runs enter the comparison, why the others do not, and whether what should be equal is."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from gemma_alignment.parameters.reporting import ProtocolParameters
 from gemma_alignment.report.provenance import own_parameters, shared_parameters
-from gemma_alignment.report.runs import Run, RunKey, family, finite
+from gemma_alignment.report.runs import Run, RunKey, baseline_fingerprints, family, finite
 
 BROKEN = frozenset({"failed", "killed"})
 """Words of a run card that rule a run out. ``running`` does not: the card of an arm may say so until the
@@ -53,8 +54,14 @@ def missing_runs(runs: Mapping[RunKey, Run], protocol: ProtocolParameters) -> li
     ]
 
 
-def equality_checks(used: Sequence[Run], protocol: ProtocolParameters) -> list[dict[str, object]]:
-    """What the protocol holds equal, looked up in the runs; ``held`` is True, False or None (not known)."""
+def equality_checks(
+    used: Sequence[Run], protocol: ProtocolParameters, preparation: Mapping[str, Any]
+) -> list[dict[str, object]]:
+    """What the protocol holds equal, looked up in the runs; ``held`` is True, False or None (not known).
+
+    ``preparation`` is the ``run.json`` of the stage that wrote the SFT model's own answers.
+    """
+    baseline = baseline_fingerprints(preparation)
     seeds = {run.key.seed for run in used}
     checks: list[dict[str, object]] = [
         _all_equal("same number of iterations", [run.last_iteration for run in used]),
@@ -66,6 +73,7 @@ def equality_checks(used: Sequence[Run], protocol: ProtocolParameters) -> list[d
         ("data", "same data"),
     ):
         prints = [(run.card.get("fingerprints") or {}).get(part) for run in used]
+        prints += [baseline[part]] if part in baseline else []
         checks.append(_all_equal(f"{label} (fingerprint)", prints))
     checks.append(_all_equal("same settings besides method and seed", [shared_parameters(run) for run in used]))
     for name in (protocol.method_a, protocol.method_b):

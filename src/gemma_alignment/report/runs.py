@@ -89,6 +89,18 @@ class Run:
         return math.fsum(present) / len(present) if present and len(present) == len(values) else None
 
 
+def baseline_fingerprints(card: Mapping[str, Any]) -> dict[str, str]:
+    """What the SFT model's own answers rest on, by the ``run.json`` of the stage that wrote them, the reward model's.
+
+    It read the SFT model and made the reward model, so the one stands under its inputs and the other under its outputs.
+    """
+    found = {
+        "sft": (card.get("fingerprints") or {}).get("sft"),
+        "reward_model": (card.get("outputs") or {}).get("rm_model_bt"),
+    }
+    return {part: str(digest) for part, digest in found.items() if digest}
+
+
 def finite(value: Any) -> float | None:
     """``value`` as a float; None for what is missing, no number or not finite."""
     if isinstance(value, bool):

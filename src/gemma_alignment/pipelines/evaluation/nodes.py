@@ -19,6 +19,7 @@ from gemma_alignment.judging.selection import System, check_shared_models, pair_
 from gemma_alignment.judging.session import Comparison, Session
 from gemma_alignment.parameters.judge import EvaluationParameters, JudgeParameters
 from gemma_alignment.pipelines.evaluation.people import labelled_rows, references
+from gemma_alignment.report.runs import REWARD_MODEL, RunKey, baseline_fingerprints, parse_key
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,8 @@ def select_pairs(
     systems = [system for system in partitions if cards[system].get("status") not in BROKEN]
     met = pair_systems(systems, settings.against_sft)
     taking_part = list(dict.fromkeys(system for pair in met for system in pair))
-    check_shared_models({system: cards[system].get("fingerprints") or {} for system in taking_part})
+    prints = {system: cards[system].get("fingerprints") or {} for system in taking_part}
+    check_shared_models({s: _of_baseline(run_cards) if s.seed is None else found for s, found in prints.items()})
     answers = {system: Answers.of(system, responses[partitions[system]]()) for system in taking_part}
     pairs = []
     for a, b in met:
@@ -198,6 +200,13 @@ def _cards(run_cards: Partitions, systems: Iterable[System]) -> dict[System, Row
         if card.get("status") in BROKEN:
             logger.warning("%s is left out: its run.json says %s.", system.name, card["status"])
     return cards
+
+
+def _of_baseline(run_cards: Partitions) -> dict[str, str]:
+    """The fingerprints behind the SFT model's own answers."""
+    loaders = {parse_key(partition): load for partition, load in run_cards.items()}
+    load = loaders.get(RunKey(REWARD_MODEL, None))
+    return baseline_fingerprints(load()) if load else {}
 
 
 def _settings(settings: JudgeParameters, kind: EffectiveKind) -> dict[str, object]:
