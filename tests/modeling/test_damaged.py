@@ -27,6 +27,14 @@ def narrowed(path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 2}))
 
 
+def thinned(path):
+    """A valid file that lacks every other tensor."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(path)
+    save_file({name: tensors[name] for name in sorted(tensors)[::2]}, path, {"format": "pt"})
+
+
 @pytest.fixture
 def adapter(tmp_path):
     """A whole adapter with a head and a normaliser."""
@@ -46,6 +54,7 @@ def model(tmp_path):
     [
         ("adapter_model.safetensors", halved),
         ("adapter_model.safetensors", removed),
+        ("adapter_model.safetensors", thinned),
         ("adapter_config.json", removed),
         ("adapter_config.json", halved),
         ("adapter_config.json", emptied),
@@ -63,7 +72,9 @@ def test_a_damaged_adapter_is_refused(adapter, roles, name, damage):
     assert str(adapter) in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "damage"), [("model.safetensors", halved), ("config.json", removed)])
+@pytest.mark.parametrize(
+    ("name", "damage"), [("model.safetensors", halved), ("model.safetensors", thinned), ("config.json", removed)]
+)
 def test_a_damaged_model_is_refused(model, name, damage):
     load_base(str(model), "none", "float32", "cpu")
     damage(model / name)

@@ -31,13 +31,34 @@ def lora_config(lora: Any) -> Any:
 
 
 def read_adapter(model: Any, peft: Any, name: str, directory: str) -> Any:
-    """The adapter of a directory under a name; the PEFT model that holds it."""
+    """The adapter of a directory under a name; the PEFT model that holds it.
+
+    Raises:
+        ValueError: when tensors are missing or left over: PEFT would leave those of the fresh adapter in place.
+    """
     from peft import PeftModel
 
     if peft is None:
-        return PeftModel.from_pretrained(model, directory, adapter_name=name)
-    peft.load_adapter(directory, adapter_name=name)
+        peft = PeftModel.from_pretrained(model, directory, adapter_name=name)
+    else:
+        peft.load_adapter(directory, adapter_name=name)
+    _check_complete(peft, name, Path(directory) / "adapter_model.safetensors")
     return peft
+
+
+def _check_complete(peft: Any, name: str, path: Path) -> None:
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        saved = set(file.keys())
+    expected = set(get_peft_model_state_dict(peft, adapter_name=name, save_embedding_layers=False))
+    if wrong := sorted(expected ^ saved):
+        lacks = len(expected - saved)
+        raise ValueError(
+            f"{path.name} lacks {lacks} of {len(expected)} tensors and has {len(saved - expected)} of no use here, "
+            f"such as {wrong[0]}"
+        )
 
 
 def read_head(head: torch.nn.Module, directory: str) -> None:

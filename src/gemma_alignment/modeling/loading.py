@@ -101,7 +101,12 @@ def load_base(directory: str, quantization: str, dtype: str, device: Any) -> Any
         options["device_map"] = {"": device}
     name, revision = _reachable(directory)
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name, revision=revision, output_loading_info=True, **options
+        )
+        model, missing = loaded[0], sorted(loaded[1]["missing_keys"])
+        if missing:  # transformers would draw them at random, with a warning
+            raise ValueError(f"{len(missing)} tensors are missing, such as {missing[0]}")
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _explain(directory, error) from error
     if quantization == "none":
