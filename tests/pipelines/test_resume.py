@@ -70,7 +70,7 @@ class Arm:
         adapter, *_ = train_policy(
             self.method, str(self.base / "model"), str(self.base / "reward"), PROMPTS, PROMPTS[:2], PAIRS, how,
             self.shared, self.rollout, section("kl_control"), section("score_normalization"), self.modeling,
-            section("runtime"), {"source": "jsonl"}, 1, "no base", "no adapter", RunLog(self.directory),
+            section("runtime"), {"source": "jsonl"}, 1, 42, "no base", "no adapter", RunLog(self.directory),
             CheckpointStore(self.checkpoints, resume),
         )  # fmt: skip
         adapter.save_pretrained(str(self.directory / "policy"))

@@ -44,6 +44,7 @@ def run(
         settings=build(PolicyOptimizationParameters, {**values, **(shared_changes or {})}, "policy_optimization"),
         rollout=settings(), kl_controller=KLController((0.05, 0.02, 0.01), 0.5, 8),
         score_normalizer=score_normalizer(how.normalize_scores, 0.0, 1.0, 0.95), scale=(0.0, 1.0), seed=seed,
+        evaluation_seed=7,
         gold=lambda prompt, response: float(len(response)), peak_memory=lambda: 1.0,
     )  # fmt: skip
 
@@ -141,6 +142,14 @@ def test_the_same_seed_gives_the_same_run_and_another_a_different_one(name: str)
     first, again, other = ([r.metrics for r in optimize(run(name, seed=s))] for s in (1, 1, 2))
     assert first == again
     assert first != other
+
+
+def test_before_any_update_every_seed_and_method_is_evaluated_to_the_same_numbers() -> None:
+    """The same weights, prompts and random numbers: what differs between seeds later is the training."""
+    starts = [next(optimize(run(name, seed=s))) for name in ("ppo", "grpo") for s in (1, 2)]
+    held_out = [{k: v for k, v in one.metrics.items() if k.startswith("eval/")} for one in starts]
+    assert held_out[0] and all(one == held_out[0] for one in held_out)
+    assert all(one.samples == starts[0].samples for one in starts)
 
 
 def test_the_rate_falls_in_a_straight_line_and_adam_has_the_configured_epsilon(

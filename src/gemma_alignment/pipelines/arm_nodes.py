@@ -26,8 +26,8 @@ def train_policy(
     method_name: str, sft_merged_model: str, rm_model_bt: str, prompts_train: Rows, prompts_eval: Rows,
     preferences_eval: Rows, method: dict[str, Any], policy_optimization: dict[str, Any], rollout: dict[str, Any],
     kl_control: dict[str, Any], score_normalization: dict[str, Any], modeling: dict[str, Any],
-    runtime: dict[str, Any], preferences: dict[str, Any], seed: int, base_model: str, sft_adapter: str, run_log: Any,
-    checkpoints: Any,
+    runtime: dict[str, Any], preferences: dict[str, Any], seed: int, prepare_seed: int, base_model: str,
+    sft_adapter: str, run_log: Any, checkpoints: Any,
 ) -> tuple[Any, list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:  # fmt: skip
     """Train a policy against the frozen reward model with the one loop, on from a checkpoint where there is one.
 
@@ -68,7 +68,8 @@ def train_policy(
             control.schedule, control.target, control.horizon, control.max_rise, control.max_fall
         ),
         score_normalizer=score_normalizer(how.normalize_scores, 0.0, 1.0, ema.decay),
-        scale=read_normalizer(rm_model_bt), seed=seed, gold=gold_of(preferences),
+        scale=read_normalizer(rm_model_bt), seed=seed, evaluation_seed=prepare_seed,
+        gold=gold_of(preferences),
         peak_memory=lambda: peak_memory_mb(device),
     )  # fmt: skip
     train_on(checkpoints, run_log, shared, lambda start: optimize(run, start))

@@ -8,7 +8,8 @@ from gemma_alignment.pipelines.arm_nodes import answer_with_policy, train_policy
 
 SHARED = (
     "params:policy_optimization", "params:rollout", "params:kl_control", "params:score_normalization",
-    "params:modeling", "params:runtime", "params:preferences", "params:seed", "base_model", "sft_adapter",
+    "params:modeling", "params:runtime", "params:preferences", "params:seed", "params:prepare_seed",
+    "base_model", "sft_adapter",
 )  # fmt: skip
 
 

@@ -40,6 +40,9 @@ class Run:
     scale: tuple[float, float]
     """Mean and sd of the reward model's fixed normaliser."""
     seed: int
+    evaluation_seed: int
+    """Of the random numbers that answer held-out prompts: the same for every seed, or the spread over seeds would be
+    mostly that of the sampling."""
     gold: Gold | None
     peak_memory: Callable[[], float]
     """Peak memory of the process or device, in MB."""
@@ -251,10 +254,10 @@ def explained_variance(experience: Experience) -> float:
 
 
 def _evaluation(run: Run, iteration: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Held-out metrics with the same random numbers at every evaluation."""
+    """Held-out metrics with the same random numbers at every evaluation of every run."""
     metrics, rows = evaluate_policy(
         run.model, run.chat, run.held_out, settings=run.rollout, scale=run.scale,
         penalty=run.settings.missing_eos_penalty, size=run.settings.microbatch_size,
-        generator=generator(run.seed, "evaluation"), gold=run.gold,
+        generator=generator(run.evaluation_seed, "evaluation"), gold=run.gold,
     )  # fmt: skip
     return metrics, [{"iteration": iteration, **row} for row in rows[: run.settings.samples_per_evaluation]]
