@@ -9,6 +9,7 @@ import toy
 import yaml
 
 from gemma_alignment.config import build
+from gemma_alignment.errors import UserError
 from gemma_alignment.modeling.saving import SavedModel, saved_adapter
 from gemma_alignment.modeling.sequences import sequences
 from gemma_alignment.parameters.training import RewardModelParameters
@@ -21,10 +22,8 @@ from gemma_alignment.world.gold import gold_score
 from gemma_alignment.world.preferences import generate_rows, row
 
 CONF = Path(__file__).parents[2] / "conf"
-MODELING = {
-    "base_model": "pretrain", "revision": None, "quantization": "none", "dtype": "float32",
-    "gradient_checkpointing": False, "lora": {"rank": 4, "alpha": 8, "targets": "all-linear"},
-}  # fmt: skip
+MODELING = yaml.safe_load((CONF / "base" / "parameters_modeling.yml").read_text(encoding="utf-8"))["modeling"]
+MODELING["lora"] = {"rank": 4, "alpha": 8, "targets": "all-linear"}
 RUNTIME = {"device": "cpu", "threads": 1}
 ROLLOUT = {"max_new_tokens": 6, "temperature": 1.0, "batch_size": 64, "weights": "merged"}
 
@@ -133,3 +132,30 @@ def test_a_negative_number_of_pairs_is_refused(section):
 
     with pytest.raises(ConfigError, match="genrm_pairs"):
         build(RewardModelParameters, {**section, "genrm_pairs": -1}, "reward_model")
+
+
+def trained_on(trained, section, tmp_path, rows):
+    """The node on ``rows`` as training and held-out pairs."""
+    from gemma_alignment.datasets.checkpoint_store import CheckpointStore
+    from gemma_alignment.datasets.run_log import RunLog
+    from gemma_alignment.pipelines.reward_model.nodes import train_reward_model
+
+    settings = {**section, "epochs": 1, "batch_size": 2, "normalizer_prompts": 2, "log_every": 1, "checkpoint_every": 1}
+    return train_reward_model(
+        trained[0], rows, rows, rows, MODELING, RUNTIME, settings, ROLLOUT, 42, RunLog(tmp_path),
+        CheckpointStore(tmp_path / "checkpoints", False),
+    )  # fmt: skip
+
+
+def test_without_a_pair_that_is_told_apart_nothing_is_trained_and_nothing_logged(trained, section, tmp_path):
+    equal = [{**one, "score_rejected": one["score_chosen"]} for one in pairs()]
+    with pytest.raises(UserError, match="has 0 pairs to learn from and 0 held-out ones"):
+        trained_on(trained, section, tmp_path, equal)
+    assert not (tmp_path / "history.jsonl").exists()
+
+
+def test_a_reward_model_at_chance_is_said(trained, section, tmp_path, caplog):
+    upside_down = [{**one, "chosen": one["rejected"], "rejected": one["chosen"]} for one in pairs()]
+    _, history = trained_on(trained, {**section, "learning_rate": 1e-9}, tmp_path, [*pairs(), *upside_down])
+    assert history[-1]["reward_model/accuracy"] == pytest.approx(0.5, abs=0.05)
+    assert "not shown to be better than chance" in caplog.text

@@ -56,7 +56,10 @@ def test_contract_keys_and_no_number_that_is_none(made):
     assert {"schema_version", "protocol", "runs", "metrics", "judge", "not_estimable"} <= set(c)
     assert all(math.isfinite(v) for v in everything(c) if isinstance(v, float))
     robust = "interquartile mean and probability of improvement"
-    assert [row["what"] for row in c["not_estimable"]] == [robust]
+    # GRPO needs less memory than PPO at every iteration: no memory is spent by both
+    unmatched = [row["what"] for row in c["not_estimable"] if "at equal memory/peak_mb" in row["what"]]
+    assert [row["what"] for row in c["not_estimable"]] == [*unmatched, robust]
+    assert len(unmatched) == 4
     assert [m for m, b in c["metrics"].items() if b["role"] == "primary"] == ["win_rate"]
 
 
@@ -241,11 +244,15 @@ def test_what_should_be_equal_is_looked_up():
     study = fake_study(judged=False)
     study["files"]["grpo/seed=777"]["run.json"]["fingerprints"]["reward_model"] = "a" * 64
     study["files"]["grpo/seed=777"]["history.jsonl"][-1]["budget/responses"] = 1.0
+    study["files"]["reward_model"]["run.json"] = {"fingerprints": {"sft": "trained again"}}
     c, _ = compare(*study.inputs())
     held = {e["check"]: e["held"] for e in c["equal"]}
     assert held["same reward model (fingerprint)"] is False
     assert held["same number of sampled responses"] is False
-    assert held["same SFT model (fingerprint)"] is True
+    assert held["same SFT model (fingerprint)"] is False, "the baseline's answers are another model's"
+    del study["files"]["reward_model"]["run.json"]
+    c, _ = compare(*study.inputs())
+    assert {e["check"]: e["held"] for e in c["equal"]}["same SFT model (fingerprint)"] is True
 
 
 def test_unplanned_seeds_are_used_and_said():

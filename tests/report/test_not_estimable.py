@@ -9,7 +9,7 @@ from fake_study import REPORTING, fake_study
 from gemma_alignment.pipelines.reporting.nodes import compare, render_report
 
 NOT_APPLICABLE = {"df", "p_one_sided", "higher_is_better", "variant", "rate_if_missing_lost", "rate_if_missing_won",
-                  "left_out", "mlflow_run_id", "most", "source", "note", "reason"}  # fmt: skip
+                  "left_out", "mlflow_run_id", "mlflow_view", "most", "source", "note", "reason"}  # fmt: skip
 """Keys whose null says something: a test has no degrees of freedom, a metric no better side, nothing is missing."""
 
 

@@ -34,8 +34,8 @@ def test_seeds_for_the_effect_seen_carry_its_uncertainty():
     metrics = {"a": metric(1.0, 0.5, 2.0), "b": metric(-1.0, -2.0, 0.3), "c": metric(None, None, None)}
     seen = seeds_block(metrics, 3, FIXED)
     assert seen["seen"] == {
-        "a": {"d": 1.0, "seeds": 17, "fewest": 6, "most": 64},
-        "b": {"d": -1.0, "seeds": 17, "fewest": 6, "most": None},
+        "a": {"d": 1.0, "seeds": 17, "fewest": 6, "most": 64, "reason": None},
+        "b": {"d": -1.0, "seeds": 17, "fewest": 6, "most": None, "reason": None},
     }
     text = " ".join(what_more_would_show(seen, "b", "Score"))
     assert "64 at d = 0.5, 26 at d = 0.8, 17 at d = 1" in text

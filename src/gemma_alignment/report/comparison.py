@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from gemma_alignment.parameters.reporting import ProtocolParameters
+from gemma_alignment.report.cautions import cautions
 from gemma_alignment.report.comparing import (
     Block,
     adjust_family,
@@ -77,7 +78,7 @@ def compare_study(study: Study, judge: Mapping[str, Any], versions: Mapping[str,
         "protocol": {**asdict(protocol), "fingerprint": fingerprint(protocol)},
         "runs": [_run_row(r, left_out.get(k)) for k, r in study.runs.items() if k.seed is not None],
         "configuration": configuration(used, judge),
-        "equal": equality_checks(used, protocol),
+        "equal": equality_checks(used, protocol, _preparation(study.runs)),
         "metrics": metrics,
         "win_rates": rates,
         "holm": holm_table,
@@ -98,6 +99,7 @@ def compare_study(study: Study, judge: Mapping[str, Any], versions: Mapping[str,
     comparison["robust"] = robust_blocks(metrics, protocol, study.generator)
     comparison["seeds"] = seeds_block(metrics, _least_seeds(by_family), protocol)
     comparison["verdict"] = verdict_block(comparison, protocol)
+    comparison["cautions"] = cautions(comparison)
     comparison["limits"] = limits(comparison, protocol)
     comparison["not_estimable"] = not_estimable(comparison, missing_runs(study.runs, protocol), left_out)
     return comparison
@@ -217,6 +219,12 @@ def _baseline(runs: Mapping[RunKey, Run], used: list[Run]) -> dict[str, float]:
             if value is not None:
                 found[metric.name] = value
     return found
+
+
+def _preparation(runs: Mapping[RunKey, Run]) -> Mapping[str, Any]:
+    """The ``run.json`` of the reward model's stage."""
+    run = runs.get(RunKey(REWARD_MODEL, None))
+    return {} if run is None else run.card
 
 
 def _last_row(run: Run | None, prefix: str) -> dict[str, float]:

@@ -62,6 +62,7 @@ def _first_screen(comparison: Block, title: str, drawn: Sequence[Figure]) -> Htm
             h("p", wording.headline(comparison["verdict"], protocol), class_="verdict"),
             h("p", wording.evidence(comparison)),
             h("p", wording.effect_sentence(comparison)),
+            *(h("p", h("b", "Caution: "), one, class_="caution") for one in comparison["cautions"]),
             not_judged,
             class_="card",
         ),

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 Rows = Sequence[Mapping[str, Any]]
+MANY = 0.2
+"""Share of rejected rows from which on a warning says what sets the limits."""
 SCORE = re.compile(r"Score:\s*([0-9]+(?:\.[0-9]+)?)/10")
 
 
@@ -122,6 +124,12 @@ def limit_lengths(
     logger.info(
         "%s", "\n".join([f"{len(good)} rows kept ({equal} with equal scores), {len(bad)} rejected", *_reasons(bad)])
     )
+    if len(bad) > MANY * (len(good) + len(bad)):
+        logger.warning(
+            "More than %.0f%% of the rows are rejected. Where they are too long: preferences.max_prompt_tokens, "
+            "preferences.max_response_tokens, tokenizer.vocabulary_size (a larger one makes shorter texts) and "
+            "tiny_model.max_positions set the limits", 100 * MANY,
+        )  # fmt: skip
     return good, bad, {"data/rows_kept": len(good), "data/rows_rejected": len(bad), "data/equal_scores": equal}
 
 

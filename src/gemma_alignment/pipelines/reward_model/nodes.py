@@ -1,13 +1,16 @@
 """Nodes of the reward model."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemma_alignment.config import build
+from gemma_alignment.errors import UserError
 from gemma_alignment.pipelines.data_processing.nodes import genrm_question, parse_score
 from gemma_alignment.pipelines.models import gold_of, load_role, open_base, prepare
 
 Rows = Sequence[Mapping[str, Any]]
+logger = logging.getLogger(__name__)
 SIDES = ("chosen", "rejected")
 GENRM_TOKENS = 24
 """Enough for ``Score: 10.0/10`` in any tokenizer; what follows it is not read."""
@@ -41,6 +44,37 @@ def _normalizer(
     return {"mean": float(raw.mean()), "sd": max(1e-6, float(raw.std(correction=0))), "responses": float(len(raw))}
 
 
+def _check_pairs(train: int, held_out: int) -> None:
+    if not train or not held_out:
+        raise UserError(
+            f"The reward model has {train} pairs to learn from and {held_out} held-out ones to be tested on: it needs "
+            "both. Pairs of equal scores are left out, unless reward_model.drop_equal_scores is false; give more rows, "
+            "or another preferences.eval_fraction."
+        )
+
+
+def _accuracy(margins: Sequence[float]) -> dict[str, float]:
+    """Share of held-out pairs with the chosen answer ahead, with its Wilson interval; a warning at chance."""
+    from gemma_alignment.statistics.intervals import wilson
+
+    right = sum(margin > 0 for margin in margins)
+    low, high = wilson(right, len(margins))
+    if low is None or high is None:
+        raise ValueError("an accuracy needs pairs")
+    if low <= 0.5:
+        logger.warning(
+            "The reward model prefers the chosen answer in %d of %d held-out pairs (95%% interval %.2f to %.2f): it is "
+            "not shown to be better than chance, and what is trained against it means little", right, len(margins),
+            low, high,
+        )  # fmt: skip
+    return {
+        "reward_model/accuracy": right / len(margins),
+        "reward_model/accuracy_low": low,
+        "reward_model/accuracy_high": high,
+        "reward_model/eval_pairs": float(len(margins)),
+    }
+
+
 def train_reward_model(
     sft_merged_model: str, preferences_train: Rows, preferences_eval: Rows, prompts_train: Rows,
     modeling: dict[str, Any], runtime: dict[str, Any], reward_model: dict[str, Any], rollout: dict[str, Any],
@@ -51,11 +85,13 @@ def train_reward_model(
     Measure held-out accuracy, fix the normaliser.
 
     Returns: the reward model (adapter, head, normaliser) and the history.
+
+    Raises:
+        UserError: without a pair to learn from, or one to test on.
     """
     from gemma_alignment.modeling.saving import saved_adapter
     from gemma_alignment.parameters.training import RewardModelParameters, RolloutParameters
     from gemma_alignment.schemas import UpdateRecord
-    from gemma_alignment.statistics.intervals import wilson
     from gemma_alignment.training import preference
     from gemma_alignment.training.checkpoints import train_on
 
@@ -63,22 +99,14 @@ def train_reward_model(
     model, chat = open_base(sft_merged_model, modeling, prepare(runtime), prepare_seed)
     model.add("reward")
     pairs = _pairs(chat, preferences_train, settings.drop_equal_scores)
+    held_out = _pairs(chat, preferences_eval, settings.drop_equal_scores)
+    _check_pairs(len(pairs), len(held_out))
     step = train_on(
         checkpoints, run_log, settings,
         lambda start: preference.train_reward_model(model, pairs, settings, chat.pad_id, prepare_seed, start),
     )  # fmt: skip
-    held_out = _pairs(chat, preferences_eval, settings.drop_equal_scores)
     margins = preference.margins(model, held_out, chat.pad_id, settings.microbatch_size)
-    right = sum(margin > 0 for margin in margins)
-    low, high = wilson(right, len(margins))
-    found = {
-        "reward_model/accuracy": right / max(1, len(margins)),
-        "reward_model/accuracy_low": low,
-        "reward_model/accuracy_high": high,
-        "reward_model/eval_pairs": float(len(margins)),
-    }
-    metrics = {key: value for key, value in found.items() if value is not None}
-    run_log.append(UpdateRecord(step + 1, metrics, {}))
+    run_log.append(UpdateRecord(step + 1, _accuracy(margins), {}))
     numbers = _normalizer(
         model, chat, prompts_train, settings, build(RolloutParameters, rollout, "rollout"), prepare_seed
     )

@@ -33,7 +33,8 @@ def create_pipeline() -> Pipeline:
                 answer_with_sft,
                 inputs=[
                     "sft_merged_model", "rm_model_bt", "prompts_eval", "params:modeling", "params:runtime",
-                    "params:policy_optimization", "params:rollout", "params:preferences", "params:prepare_seed",
+                    "params:policy_optimization.missing_eos_penalty", "params:reward_model.microbatch_size",
+                    "params:rollout", "params:preferences", "params:prepare_seed",
                 ],
                 outputs="sft.responses",
                 name="answer_with_sft",

@@ -58,6 +58,8 @@ def train_sft(
     )  # fmt: skip
     after = perplexity(model, "policy", held_out, chat.pad_id, size)
     found = {"sft/perplexity_before": before, "sft/perplexity_after": after}
+    if after >= before:
+        logger.warning("SFT raised the perplexity of held-out chosen responses from %.3f to %.3f", before, after)
     if modeling["embedding"] != "as_saved":
         whole, _ = open_base(base_model, {**modeling, "embedding": "as_saved"}, device, prepare_seed)
         found["sft/perplexity_embedding_as_saved"] = perplexity(whole, "reference", held_out, chat.pad_id, size)
@@ -129,21 +131,24 @@ def _largest_gap(merged: Any, batch: Any, model: Any, states: Any) -> float:
 
 def answer_with_sft(
     sft_merged_model: str, rm_model_bt: str, prompts_eval: Rows, modeling: dict[str, Any], runtime: dict[str, Any],
-    policy_optimization: dict[str, Any], rollout: dict[str, Any], preferences: dict[str, Any], prepare_seed: int,
+    missing_eos_penalty: float, microbatch_size: int, rollout: dict[str, Any], preferences: dict[str, Any],
+    prepare_seed: int,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """The SFT model's own answers to the held-out prompts: what both methods are measured against."""
+    """The SFT model's own answers to the held-out prompts: what both methods are measured against.
+
+    Of the arms' parameters it reads the penalty alone: another number of iterations makes no other answers.
+    """
     from gemma_alignment.modeling.saving import read_normalizer
-    from gemma_alignment.parameters.training import PolicyOptimizationParameters, RolloutParameters
+    from gemma_alignment.parameters.training import RolloutParameters
     from gemma_alignment.training.policy_evaluation import answer
     from gemma_alignment.training.seeding import generator
 
-    shared = build(PolicyOptimizationParameters, policy_optimization, "policy_optimization")
     model, chat = open_base(sft_merged_model, modeling, prepare(runtime), prepare_seed)
     load_role(model, "reward", rm_model_bt, sft_merged_model)
     rows, _ = answer(
         model, chat, [(row["prompt_id"], row["prompt"]) for row in prompts_eval], role="reference",
         settings=build(RolloutParameters, rollout, "rollout"), scale=read_normalizer(rm_model_bt),
-        penalty=shared.missing_eos_penalty, size=shared.microbatch_size,
+        penalty=missing_eos_penalty, size=microbatch_size,
         generator=generator(prepare_seed, "responses"), gold=gold_of(preferences),
     )  # fmt: skip
     return rows
