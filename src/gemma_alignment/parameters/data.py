@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from gemma_alignment.parameters.training import check_checkpoints
+from gemma_alignment.parameters.training import check_checkpoints, check_positive, check_share
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class PreferencesParameters:
     max_response_tokens: int
     """Rows with a longer answer are rejected."""
     max_line_bytes: int
-    """Longer lines are rejected unread."""
+    """Longer lines are rejected unparsed."""
 
     def __post_init__(self) -> None:
         if self.source == "jsonl" and not self.path:
@@ -56,6 +56,11 @@ class WorldParameters:
     """Writers' skills are uniform from 0 to this."""
     corrupted_share: float
     """Part of the pairs in which one answer is broken."""
+
+    def __post_init__(self) -> None:
+        check_share(max_skill=self.max_skill, corrupted_share=self.corrupted_share)
+        if self.noise < 0:
+            raise ValueError(f"noise is {self.noise}, but a standard deviation cannot be negative")
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,17 @@ class TinyModelParameters:
     max_positions: int
     """Longest sequence."""
 
+    def __post_init__(self) -> None:
+        check_positive(
+            hidden_size=self.hidden_size, layers=self.layers, heads=self.heads,
+            intermediate_size=self.intermediate_size, max_positions=self.max_positions,
+        )  # fmt: skip
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(
+                f"hidden_size {self.hidden_size} does not give each of {self.heads} heads an even width: choose a "
+                f"multiple of {2 * self.heads}"
+            )
+
 
 @dataclass(frozen=True)
 class PretrainingParameters:
@@ -106,6 +122,9 @@ class PretrainingParameters:
     """How many of them stay."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.log_every < 1 or self.checkpoints_kept < 1:
-            raise ValueError("steps, log_every and checkpoints_kept must be at least 1")
+        check_positive(
+            steps=self.steps, batch_size=self.batch_size, learning_rate=self.learning_rate,
+            log_every=self.log_every, checkpoints_kept=self.checkpoints_kept,
+        )  # fmt: skip
+        check_share(warmup_share=self.warmup_share)
         check_checkpoints(self.checkpoint_every, self.log_every)

@@ -4,13 +4,23 @@ from dataclasses import dataclass
 from typing import Literal
 
 
-def _positive(**values: float) -> None:
+def check_positive(**values: float) -> None:
+    """Refuse values that are not above 0.
+
+    Raises:
+        ValueError: names the first of them.
+    """
     for name, value in values.items():
         if value <= 0:
             raise ValueError(f"{name} is {value}, but must be above 0")
 
 
-def _share(**values: float) -> None:
+def check_share(**values: float) -> None:
+    """Refuse values outside [0, 1].
+
+    Raises:
+        ValueError: names the first of them.
+    """
     for name, value in values.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{name} is {value}, but a share lies between 0 and 1")
@@ -38,7 +48,7 @@ class LoraParameters:
     """Names of the linear layers that get one, or ``all-linear``."""
 
     def __post_init__(self) -> None:
-        _positive(rank=self.rank, alpha=self.alpha)
+        check_positive(rank=self.rank, alpha=self.alpha)
 
 
 @dataclass(frozen=True)
@@ -81,7 +91,7 @@ class RuntimeParameters:
     """Threads of one process: parallel runs are processes, so one each."""
 
     def __post_init__(self) -> None:
-        _positive(threads=self.threads)
+        check_positive(threads=self.threads)
 
 
 @dataclass(frozen=True)
@@ -114,13 +124,13 @@ class SFTParameters:
     """How many of them stay."""
 
     def __post_init__(self) -> None:
-        _positive(
+        check_positive(
             learning_rate=self.learning_rate, epochs=self.epochs, batch_size=self.batch_size,
             microbatch_size=self.microbatch_size, max_grad_norm=self.max_grad_norm,
             eval_pairs=self.eval_pairs, log_every=self.log_every, checkpoints_kept=self.checkpoints_kept,
         )  # fmt: skip
         check_checkpoints(self.checkpoint_every, self.log_every)
-        _share(warmup_share=self.warmup_share, chosen_share=self.chosen_share, genrm_share=self.genrm_share)
+        check_share(warmup_share=self.warmup_share, chosen_share=self.chosen_share, genrm_share=self.genrm_share)
         if self.chosen_share + self.genrm_share == 0:
             raise ValueError("chosen_share and genrm_share are both 0: nothing to train on")
 
@@ -155,14 +165,14 @@ class RewardModelParameters:
     """How many of them stay."""
 
     def __post_init__(self) -> None:
-        _positive(
+        check_positive(
             learning_rate=self.learning_rate, epochs=self.epochs, batch_size=self.batch_size,
             microbatch_size=self.microbatch_size, max_grad_norm=self.max_grad_norm,
             normalizer_prompts=self.normalizer_prompts, log_every=self.log_every,
             checkpoints_kept=self.checkpoints_kept,
         )  # fmt: skip
         check_checkpoints(self.checkpoint_every, self.log_every)
-        _share(warmup_share=self.warmup_share)
+        check_share(warmup_share=self.warmup_share)
         if self.genrm_pairs < 0:
             raise ValueError(f"genrm_pairs is {self.genrm_pairs}, but cannot be negative")
 
@@ -181,7 +191,7 @@ class RolloutParameters:
     """Decode with a merged copy of the weights (fast, one more copy), or through the adapter."""
 
     def __post_init__(self) -> None:
-        _positive(max_new_tokens=self.max_new_tokens, temperature=self.temperature, batch_size=self.batch_size)
+        check_positive(max_new_tokens=self.max_new_tokens, temperature=self.temperature, batch_size=self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -218,7 +228,7 @@ class PolicyOptimizationParameters:
     """How many of them stay."""
 
     def __post_init__(self) -> None:
-        _positive(
+        check_positive(
             num_iterations=self.num_iterations, responses_per_iteration=self.responses_per_iteration,
             minibatch_size=self.minibatch_size, microbatch_size=self.microbatch_size,
             learning_rate=self.learning_rate, critic_learning_rate=self.critic_learning_rate,
@@ -263,7 +273,10 @@ class KLControlParameters:
     """Largest relative fall of the coefficient per horizon."""
 
     def __post_init__(self) -> None:
-        _positive(target=self.target, horizon=self.horizon)
+        check_positive(target=self.target, horizon=self.horizon)
+        check_share(max_fall=self.max_fall)
+        if self.max_rise < 0:
+            raise ValueError(f"max_rise is {self.max_rise}, but cannot be negative")
         if not self.schedule or min(self.schedule) < 0:
             raise ValueError(f"schedule {self.schedule} needs at least one phase and no negative value")
 
