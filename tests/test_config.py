@@ -137,7 +137,7 @@ def test_every_section_of_every_environment_can_be_built(env, monkeypatch):
     check_parameters(parameters, parameters, {})
     sections = {key for key, value in parameters.items() if isinstance(value, dict)}
     assert sections == set(SECTIONS)
-    assert len(sections) == 22
+    assert len(sections) == 23
 
 
 def test_a_section_that_no_class_knows_is_an_error():

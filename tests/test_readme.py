@@ -53,7 +53,11 @@ def test_study_dry(command, project, monkeypatch):
     words = shlex.split(command)[1:]
     (project.root / "pairs.jsonl").write_text("")
     done = CliRunner().invoke(cli, [*words, *([] if "status" in words else ["--dry-run"])])
-    assert done.exit_code == 0, done.output
+    if "--env=gemma2b" in words:  # here are neither credentials nor the model: it says so, and what the rest would take
+        assert done.exit_code == 1
+        assert "NOT SET" in done.output and "GPU hours" in done.output and "Traceback" not in done.output
+    else:
+        assert done.exit_code == 0, done.output
     assert "grpo" in done.output
 
 
@@ -94,7 +98,7 @@ def test_chat(command, toy_study):
 @commands("xdg-open ")
 def test_what_is_opened_is_there(command, toy_study):
     assert (toy_study.root / shlex.split(command)[1]).is_file()
-    assert (toy_study.root / "data/08_reporting/figures/forest.svg").is_file()
+    assert list((toy_study.root / "data/08_reporting/figures").glob("*.svg"))
 
 
 @pytest.mark.pipeline
