@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_NUM_THREADS := 1
 export PYTHONWARNINGS ?= ignore
 
-.PHONY: install study test lint mutate ui viz
+.PHONY: install study test lint audit mutate soak ui viz
 
 .venv/.base: pyproject.toml requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -22,6 +22,10 @@ export PYTHONWARNINGS ?= ignore
 
 .venv/.mutate: .venv/.test
 	$(BIN)/python -m pip install -q -c requirements.lock -e ".[test,mutate]"
+	touch $@
+
+.venv/.audit: .venv/.base
+	$(BIN)/python -m pip install -q -c requirements.lock -e ".[audit]"
 	touch $@
 
 .venv/.viz: .venv/.base
@@ -40,10 +44,19 @@ lint: .venv/.test  ## style, types, and who may import whom
 	$(BIN)/ruff check src tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@$(if $(AUDIT),$(MAKE) --no-print-directory audit,echo "known vulnerabilities: not looked up; make lint AUDIT=1 asks pypi.org about every locked version")
+
+audit: .venv/.audit  ## known vulnerabilities of the locked versions: one question each to pypi.org
+	@if $(BIN)/python -c "import urllib.request; urllib.request.urlopen('https://pypi.org/pypi/pip/json', timeout=10)" 2> /dev/null; \
+	then $(BIN)/pip-audit --disable-pip --no-deps --progress-spinner off -r requirements.lock; \
+	else echo "pypi.org does not answer: the dependencies were NOT audited"; fi
 
 mutate: .venv/.mutate  ## mutation tests of the formulas; ARGS="gemma_alignment.objectives*" for a part
 	$(BIN)/mutmut run --max-children $(or $(WORKERS),1) $(ARGS)
 	@$(BIN)/mutmut results
+
+soak: .venv/.test  ## kill a study again and again, resume it, compare; KILLS=50 SEED=1 SOAK_ENV=test ARGS=--seeds=42
+	$(BIN)/python tests/soak.py --kills $(or $(KILLS),50) --seed $(or $(SEED),1) --env $(or $(SOAK_ENV),test) $(ARGS)
 
 ui: .venv/.base  ## MLflow on the study's store, and the address that compares the arms
 	$(BIN)/kedro study ui

@@ -25,7 +25,7 @@ QUIET = {
     "OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
 }  # fmt: skip
-TIMED = ("rollout/tokens_per_second", "budget/seconds", "memory/")
+TIMED = ("rollout/tokens_per_second", "budget/seconds", "memory/", "system/")
 """How keys begin that the clock or the memory has a part in."""
 ORPHANED = 0.3
 """Part of the kills that hit one process of the study alone; the others hit all of them at once."""

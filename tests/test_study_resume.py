@@ -133,12 +133,15 @@ def test_what_was_interrupted_before_the_arms_is_done_again_first(half):
     ]  # fmt: skip
 
 
-def test_a_report_from_before_an_arm_ended_is_made_again(half):
+def test_a_report_of_other_answers_is_made_again_whatever_the_clock_says(half):
     half.run("grpo", seed=1, resume=True)
     half.run("evaluation", "reporting")
     assert left(half, plan()) == []
-    late = dataclasses.replace(half.record("grpo/seed=1"), ended="9999-12-31T00:00:00+00:00")
-    late.write(half.data / "07_model_output/grpo/seed=1")
+    record, folder = half.record("grpo/seed=1"), half.data / "07_model_output/grpo/seed=1"
+    dataclasses.replace(record, ended="9999-12-31T00:00:00+00:00").write(folder)
+    assert left(half, plan()) == []
+    (half.data / "07_model_output/ppo/seed=9").mkdir(parents=True)
+    shutil.copy(folder / "responses.jsonl", half.data / "07_model_output/ppo/seed=9")
     assert left(half, plan()) == [CLOSING]
 
 

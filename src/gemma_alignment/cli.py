@@ -13,6 +13,7 @@ from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.cli.utils import CONTEXT_SETTINGS, _split_params, env_option
 
 from gemma_alignment.errors import brief
+from gemma_alignment.redaction import scrubbed
 
 ERRORS = "errors.log"
 """Where the tracebacks of errors that nobody foresaw go, in the folder where the command was typed."""
@@ -48,10 +49,10 @@ def _exit(error: Exception) -> NoReturn:
             click.secho(f"The run was {cause}.", err=True, fg="red")
             sys.exit(cause.code)
     if (text := explained(error)) is not None:
-        click.secho(f"Error: {text}", err=True, fg="red")
+        click.secho(f"Error: {scrubbed(text)}", err=True, fg="red")
         sys.exit(1)
     log = _keep_traceback(error)
-    click.secho(f"Error: {brief(error)}", err=True, fg="red")
+    click.secho(f"Error: {scrubbed(brief(error))}", err=True, fg="red")
     click.secho(f"  in {where(error)}", err=True)
     click.secho(f"  its traceback: {log}", err=True)
     sys.exit(1)
@@ -61,8 +62,8 @@ def _keep_traceback(error: Exception) -> Path:
     """Add a traceback to the log file of the folder, beside those before it."""
     log = Path.cwd() / ERRORS
     with log.open("a", encoding="utf-8") as file:
-        file.write(f"--- {datetime.now():%Y-%m-%d %H:%M:%S}  {' '.join(sys.argv)}\n")
-        file.write("".join(traceback.format_exception(error)) + "\n")
+        file.write(f"--- {datetime.now():%Y-%m-%d %H:%M:%S}  {scrubbed(' '.join(sys.argv))}\n")
+        file.write(scrubbed("".join(traceback.format_exception(error))) + "\n")
     return log
 
 

@@ -15,6 +15,7 @@ from gemma_alignment.datasets.atomic import beside
 from gemma_alignment.dotted import dotted
 from gemma_alignment.errors import UserError
 from gemma_alignment.liveness import birth, runs
+from gemma_alignment.redaction import scrubbed
 
 Status = Literal["running", "finished", "partial", "failed", "killed"]
 INTERRUPTED = ("running", "failed", "killed")
@@ -106,7 +107,7 @@ class Record:
 
     def end(self, status: Status, error: str | None = None) -> Self:
         """The same with its end."""
-        return dataclasses.replace(self, status=status, ended=now(), error=error)
+        return dataclasses.replace(self, status=status, ended=now(), error=None if error is None else scrubbed(error))
 
     @property
     def is_alive(self) -> bool:

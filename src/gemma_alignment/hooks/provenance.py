@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from gemma_alignment.redaction import scrubbed
+
 
 def git_commit(project: Path) -> str | None:
     """The commit that is checked out in ``project``, or None outside git."""
@@ -26,10 +28,10 @@ def _git(project: Path, *words: str) -> str | None:
 
 
 def command() -> str:
-    """The command line of this process, fit to be typed again."""
+    """The command line of this process, fit to be typed again but for secrets of the environment."""
     program = Path(sys.argv[0])
     if program.name == "__main__.py":
         name = "kedro" if program.parent.name == "kedro" else f"python -m {program.parent.name}"
     else:
         name = program.name.removeprefix("python -m ")
-    return " ".join([name, *map(shlex.quote, sys.argv[1:])])
+    return scrubbed(" ".join([name, *map(shlex.quote, sys.argv[1:])]))

@@ -18,6 +18,7 @@ from gemma_alignment.hooks.signals import Signals
 from gemma_alignment.hooks.store import anchor
 from gemma_alignment.hooks.tracking import Tracking
 from gemma_alignment.hooks.work import Work, stage_name, works
+from gemma_alignment.redaction import scrub_error, watch_logs
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class Session:
 
     def open(self) -> None:
         """Listen for signals and prepare the run that kedro-mlflow opens next."""
+        watch_logs()
         self.signals.install()
         self.tracking.before_open()
 
@@ -192,9 +194,10 @@ class Before:
         if self.session is not None:
             self.session.leave(node)
 
-    @hook_impl
-    def on_node_error(self, node: Node) -> None:
-        """Say which node it was; the command line says what happened."""
+    @hook_impl(tryfirst=True)
+    def on_node_error(self, error: Exception, node: Node) -> None:
+        """Say which node it was; the command line says what happened. Others write the error down: no secret in it."""
+        scrub_error(error)
         logger.error("Node %s failed.", node.name)
 
     @hook_impl

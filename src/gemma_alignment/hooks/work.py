@@ -203,6 +203,9 @@ class Work:
             there = [path for path in paths if path is not None and path.exists()]
             if there and len(there) == len(paths):
                 found[label] = digest(*there)
+        if self.stage.name in CLOSING:
+            names = ("history.jsonl", "responses.jsonl")
+            found["runs"] = digest(*sorted(path for name in names for path in self.directory.parent.rglob(name)))
         preferences = self.parameters.get("preferences") or {}
         if "preferences_source" in read and preferences.get("source") == "jsonl":
             file = Path(str(preferences.get("path")))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from gemma_alignment.parameters.places import check_inside, check_pinned
 from gemma_alignment.parameters.training import check_checkpoints, check_positive, check_share
 
 
@@ -36,6 +37,8 @@ class PreferencesParameters:
     """Longer lines are rejected unparsed."""
 
     def __post_init__(self) -> None:
+        check_inside(path=self.path)
+        check_pinned(revision=self.revision)
         if self.source == "jsonl" and not self.path:
             raise ValueError("source: jsonl needs preferences.path, the file with the rows")
         if self.source == "huggingface" and not (self.repository and self.revision):

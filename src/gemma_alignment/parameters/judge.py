@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from gemma_alignment.parameters.places import check_inside
+
 JudgeKind = Literal["auto", "rubric", "openai", "recorded", "none"]
 
 
@@ -147,6 +149,9 @@ class JudgeParameters:
 
     def __post_init__(self) -> None:
         """Refuse a judge that lacks what its kind needs."""
+        check_inside(
+            labelled_path=self.labelled_path, reference_path=self.reference_path, recorded_path=self.recorded_path
+        )
         if self.attempts < 1:
             raise ValueError(f"judge.attempts must be at least 1, got {self.attempts}")
         for name in ("canaries", "repeats", "labelled_pairs"):

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from gemma_alignment.config import nearest
+from gemma_alignment.parameters.places import check_inside
 from gemma_alignment.stages import ARMS
 
 VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
@@ -40,6 +41,7 @@ class RunParameters:
             raise ValueError(f"unknown method {self.method}; {hint}")
         if not self.data_root:
             raise ValueError("data_root must name a folder")
+        check_inside(data_root=self.data_root)
         if self.variant and not VARIANT.fullmatch(self.variant):
             raise ValueError(
                 "variant becomes part of a folder's name: letters, digits and . _ - + = only, "

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from gemma_alignment.parameters.places import check_pinned
+
 
 def check_positive(**values: float) -> None:
     """Refuse values that are not above 0.
@@ -77,6 +79,7 @@ class ModelingParameters:
     """Shape of every adapter."""
 
     def __post_init__(self) -> None:
+        check_pinned(revision=self.revision)
         if self.base_model != "pretrain" and not self.revision:
             raise ValueError(f"base_model {self.base_model!r} needs a pinned revision (a commit hash of the hub)")
 

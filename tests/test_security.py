@@ -1,0 +1,171 @@
+"""What must never be: a secret in a file, code in data, a path that climbs out, a port that the world sees."""
+
+import ast
+import logging
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gemma_alignment.config import ConfigError, build
+from gemma_alignment.hooks.checks import check_parameters, configured_parameters
+from gemma_alignment.hooks.store import shown
+from gemma_alignment.parameters.places import check_inside, check_pinned
+from gemma_alignment.parameters.training import ModelingParameters
+from gemma_alignment.redaction import Scrubber, scrubbed
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+SECRETS = {
+    "OPENAI_API_KEY": "sk-planted-openai-0123456789",
+    "HF_TOKEN": "hf_planted_token_0123456789",
+    "MLFLOW_TRACKING_PASSWORD": "planted-password-0123",
+    "SOME_DATABASE": "postgresql+psycopg2://user:planted-in-address-77@db/mlflow",
+}
+PLANTED = ("sk-planted", "hf_planted", "planted-password", "planted-in-address")
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+
+
+def holding(root):
+    """Every file below a folder that holds a planted secret."""
+    return [
+        (path.name, word)
+        for path in root.rglob("*")
+        if path.is_file()
+        for word in PLANTED
+        if word.encode() in path.read_bytes()
+    ]
+
+
+@pytest.mark.pipeline
+def test_nothing_that_a_run_writes_holds_a_secret(project, planted, monkeypatch, capfd, caplog):
+    """Whole runs, and one whose library puts them into its error; files, store, records, logs and output."""
+    with caplog.at_level(logging.DEBUG):
+        project.run()
+        monkeypatch.setenv("SMALL_FAIL", "grpo:7")
+        monkeypatch.setenv("SMALL_FAIL_WITH", " and ".join(SECRETS.values()))
+        with pytest.raises(ArithmeticError, match=r"\*\*\*"):
+            project.run("grpo", seed=7)
+    record = project.record("grpo/seed=7")
+    assert record.error is not None and "***" in record.error
+    assert holding(project.root) == []
+    written = capfd.readouterr()
+    assert not [word for word in PLANTED if word in written.out + written.err]
+
+
+@pytest.mark.cli
+@pytest.mark.pipeline
+def test_no_secret_reaches_the_shell_or_the_file_of_tracebacks(project, planted):
+    project.run("data_processing", "sft", "reward_model")
+    code, output = project.command(
+        "kedro", "run", "--pipeline=grpo", "--env=test", SMALL_FAIL="grpo:42", SMALL_FAIL_WITH=SECRETS["HF_TOKEN"]
+    )
+    assert code == 1
+    assert "***" in output and not [word for word in PLANTED if word in output]
+    assert holding(project.root) == []
+
+
+def test_logs_are_scrubbed_with_their_tracebacks(planted, caplog):
+    caplog.handler.addFilter(scrubber := Scrubber())
+    try:
+        try:
+            raise ValueError(f"refused: {SECRETS['OPENAI_API_KEY']}")
+        except ValueError:
+            logging.getLogger("any").exception("with %s", SECRETS["HF_TOKEN"])
+    finally:
+        caplog.handler.removeFilter(scrubber)
+    assert caplog.text.count("***") == 2
+    assert "ValueError" in caplog.text and "planted" not in caplog.text
+
+
+def test_addresses_are_shown_without_their_password(planted):
+    assert shown("https://me:planted-in-address-77@host:5000/x") == "https://***@host:5000/x"
+    assert shown("sqlite:////a@b/mlflow.db") == "sqlite:////a@b/mlflow.db"
+    assert scrubbed("host planted-in-address-77") == "host ***"
+
+
+def names_in(path):
+    """Every module, attribute and keyword that a source names."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield str(node.module)
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.keyword) and node.arg:
+            yield node.arg
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            yield f"{node.func.id}()"
+
+
+def test_no_code_comes_with_data():
+    """No pickle and what is made of it, no code from the hub, no evaluation of text; YAML by OmegaConf alone."""
+    never = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal", "trust_remote_code", "eval()", "exec()"}
+    for path in SOURCES:
+        text = path.read_text(encoding="utf-8")
+        assert not never.intersection(names_in(path)), path
+        assert not re.search(r"torch\.(load|save)\(|yaml\.(load|unsafe_load|full_load)\(", text), path
+        assert "shell=True" not in text and "os.system" not in text, path
+
+
+@pytest.mark.parametrize("text", ["!!python/object/apply:os.system ['touch hacked']", "!!python/name:os.system"])
+def test_yaml_makes_no_objects(project, text):
+    (project.root / "conf/test/parameters_more.yml").write_text(f"sft:\n  learning_rate: {text}\n")
+    with pytest.raises(Exception, match="could not determine a constructor"):
+        project.run("data_processing")
+    assert not (project.root / "hacked").exists()
+
+
+def test_nothing_listens_to_the_world():
+    texts = {path: path.read_text(encoding="utf-8") for path in [*SOURCES, ROOT / "Makefile", ROOT / "README.md"]}
+    assert not [path for path, text in texts.items() if "0.0.0.0" in text]  # noqa: S104
+    servers = re.findall(r".*(?:viz run|kedro mlflow ui).*", texts[ROOT / "Makefile"])
+    assert servers and all("--host 127.0.0.1" in line for line in servers)
+
+
+PATHS = ["data_root", "preferences.path", "judge.labelled_path", "judge.reference_path", "judge.recorded_path"]
+
+
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("path", ["..", "../elsewhere", "data/../../elsewhere", "./../x", "data/\0x"])
+def test_a_path_does_not_leave_the_project_unless_it_is_absolute(name, path):
+    parameters = configured()
+    section, _, key = name.rpartition(".")
+    (parameters[section] if section else parameters)[key] = path
+    with pytest.raises(ConfigError, match=rf"{key} is .* which leaves the project: give an absolute path"):
+        check_parameters(parameters, parameters, {})
+
+
+def configured():
+    from kedro.config import OmegaConfigLoader
+
+    from gemma_alignment.settings import CONFIG_LOADER_ARGS
+
+    return configured_parameters(OmegaConfigLoader(str(ROOT / "conf"), env="base", **CONFIG_LOADER_ARGS))
+
+
+def test_paths_inside_and_absolute_ones_are_taken():
+    check_inside(a="data", b="data/../data/x", c="/elsewhere", d=None, e="..data")
+
+
+@pytest.mark.parametrize("variant", ["..", "../x", "a/b", "/etc", ".hidden", "a\0"])
+def test_a_variant_is_no_path(variant):
+    parameters = {**configured(), "variant": variant}
+    with pytest.raises(ConfigError, match="variant becomes part of a folder's name"):
+        check_parameters(parameters, parameters, {})
+
+
+def test_hub_revisions_are_commits():
+    given = yaml.safe_load((ROOT / "conf/gemma2b/parameters.yml").read_text())
+    check_pinned(model=given["modeling"]["revision"], data=given["preferences"]["revision"])
+    modeling = configured()["modeling"]
+    for revision in ("main", "v1.0", "96988410", "9" * 41):
+        with pytest.raises(ConfigError, match="must be a commit hash of the hub"):
+            build(ModelingParameters, {**modeling, "base_model": "a/b", "revision": revision}, "modeling")
