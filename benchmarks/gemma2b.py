@@ -3,7 +3,7 @@
     python benchmarks/gemma2b.py                 # on CUDA: Gemma-2B at its true shapes, random weights, in 4 bits
                                                  # on a CPU: small models with Gemma's vocabulary of 256,000
 
-Every row is measured in a process of its own (`measure.py`). Beside each measured peak stands what
+Every row is measured by `measure.py`, on a CPU in a process of its own. Beside each measured peak stands what
 `gemma_alignment.modeling.memory` says of the same shapes. Results go to `benchmarks/results/`.
 """
 
@@ -28,9 +28,9 @@ MB = 2**20
 RETURN_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 """glibc gives a freed buffer back at once, so that the resident set follows what is allocated."""
 SMALL = {
-    "d64": (Shape(256_000, 64, 2, 4, 1, 16, 256), Work(8, 24, 6, 64, 64)),
-    "d128": (Shape(256_000, 128, 4, 4, 1, 32, 1024), Work(8, 24, 6, 64, 64)),
-    "d256": (Shape(256_000, 256, 4, 8, 1, 32, 2048), Work(12, 24, 6, 64, 128)),
+    "d64": (Shape(256_000, 64, 2, 4, 1, 16, 256), Work(6, 6, 6, 192, 8)),
+    "d128": (Shape(256_000, 128, 4, 4, 1, 32, 1024), Work(6, 6, 6, 192, 8)),
+    "d256": (Shape(256_000, 256, 4, 8, 1, 32, 2048), Work(12, 12, 6, 192, 8)),
 }
 """Three sizes for a CPU, in fp32: shape and what is in memory at a time."""
 LOW = {"modeling": {"optimizer": "paged_adam_8bit", "embedding": "int8"}}
@@ -64,22 +64,28 @@ def cases(cuda: bool, sizes: list[str]) -> Iterator[tuple[str, Shape, Holding, W
         yield name, shape, Holding("none", "float32", 16, True, "adam", "sft_merged", "one_base", "adapter"), work
 
 
-def measured(shape: Shape, hold: Holding, work: Work, method: str) -> dict[str, Any]:
-    """A row, from a process of its own."""
+def asked_for(shape: Shape, hold: Holding, work: Work, method: str) -> dict[str, Any]:
+    """A row to be measured; PPO has one response a prompt."""
     own = dataclasses.replace(work, group_size=1) if method == "ppo" else work
-    asked = {
-        "shape": list(dataclasses.astuple(shape))[:7], "hold": dataclasses.asdict(hold),
-        "work": dataclasses.asdict(own), "method": method,
-    }  # fmt: skip
+    sizes = list(dataclasses.astuple(shape))[:7]
+    return {"shape": sizes, "hold": dataclasses.asdict(hold), "work": dataclasses.asdict(own), "method": method}
+
+
+def measured(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with their peaks, and what the memory model says of the same shapes."""
     done = subprocess.run(
-        [sys.executable, str(HERE / "measure.py"), json.dumps(asked)], text=True, check=True, stdout=subprocess.PIPE,
+        [sys.executable, str(HERE / "measure.py"), json.dumps(rows)], text=True, check=True, stdout=subprocess.PIPE,
         env={**os.environ, **RETURN_AT_ONCE},
     )  # fmt: skip
-    found = json.loads(done.stdout.splitlines()[-1])
-    estimate = phases(shape, hold, own, critic=method == "ppo")
-    for name, value in estimate.items():
-        found["phases"][name]["estimated_mb"] = value / MB
-    return found
+    return [estimated(json.loads(line)) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def estimated(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with what the memory model says of the same shapes."""
+    hold, work = Holding(**row["hold"]), Work(**row["work"])
+    for name, value in phases(Shape(*row["shape"]), hold, work, critic=row["method"] == "ppo").items():
+        row["phases"][name]["estimated_mb"] = value / MB
+    return row
 
 
 def table(rows: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
@@ -133,18 +139,24 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default=",".join(SMALL), help="of the small models, on a CPU")
+    parser.add_argument("--sharing", default="one_base,separate_copies")
+    parser.add_argument("--again", type=Path, help="a file of results: print its table, with today's estimates")
     parser.add_argument("--estimates", action="store_true", help="the table from shapes alone; measure nothing")
     asked = parser.parse_args()
     print("\n".join(["Gemma-2B, *estimated* (GB):", "", *estimated_table(), ""]))
     if asked.estimates:
         return
-    rows = []
-    cuda = torch.cuda.is_available()
-    for name, shape, hold, work in cases(cuda, asked.sizes.split(",")):
-        for sharing in ("one_base", "separate_copies"):
+    if asked.again:
+        kept = json.loads(asked.again.read_text())["rows"]
+        print("\n".join(table([(row["model"], estimated(row)) for row in kept])))
+        return
+    names, wanted = [], []
+    for name, shape, hold, work in cases(torch.cuda.is_available(), asked.sizes.split(",")):
+        for sharing in asked.sharing.split(","):
             for method in ("grpo", "ppo"):
-                rows.append((name, measured(shape, dataclasses.replace(hold, sharing=sharing), work, method)))
-                print(f"{name} {method} {sharing}: {_cell(_peak(rows[-1][1]))}", file=sys.stderr)
+                names.append(name)
+                wanted.append(asked_for(shape, dataclasses.replace(hold, sharing=sharing), work, method))
+    rows = list(zip(names, measured(wanted), strict=True))
     device = rows[0][1]["device"]
     print("\n".join([f"Measured on {device}, MiB (estimated, deviation):", "", *table(rows)]))
     machine = {"device": device, "processor": platform.processor() or platform.machine(), "torch": torch.__version__}

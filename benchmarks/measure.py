@@ -1,12 +1,14 @@
-"""One iteration of an arm on random weights, in a process of its own: peak memory and time of each phase.
+"""One iteration of an arm on random weights: peak memory and time of each phase.
 
-    python benchmarks/measure.py '{"shape": [256000, 64, 2, 4, 1, 16, 256], "method": "grpo", ...}'
+    python benchmarks/measure.py '[{"shape": [256000, 64, 2, 4, 1, 16, 256], "method": "grpo", ...}, ...]'
 
-Prints one JSON line. On CUDA the peaks are those of torch's allocator; on a CPU they are the peak of the resident
-set (VmHWM, reset before each phase) above what the process held before the first weight was made.
+Prints one JSON line a row. On a CPU each row is a process of its own, forked when every library is loaded. On CUDA
+the peaks are those of torch's allocator; on a CPU they are the peak of the resident set (VmHWM, reset before each
+phase) above what the process held before the first weight was made.
 """
 
 import json
+import os
 import sys
 import tempfile
 import time
@@ -179,7 +181,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def measured(asked: dict[str, Any]) -> dict[str, Any]:
-    """What the second iteration takes; the first makes the optimizers' moments."""
+    """What an iteration takes whose optimizers hold their moments, as from the second one on."""
     torch.set_num_threads(int(asked.get("threads", 1)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape, hold, work = Shape(*asked["shape"]), Holding(**asked["hold"]), Work(**asked["work"])
@@ -192,8 +194,11 @@ def measured(asked: dict[str, Any]) -> dict[str, Any]:
     optimizers = {"policy": model.adam("policy", 1e-5)}
     if method.needs_critic:
         optimizers["critic"] = model.adam("critic", 1e-5)
-    iteration(model, method, shape, hold, work, optimizers, Meter(device))
-    before = model.forward_flops()
+    for role, optimizer in optimizers.items():  # a step without a gradient: the moments are there from now on
+        for parameter in model.parameters_of(role):
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     tokens = iteration(model, method, shape, hold, work, optimizers, meter)
     seconds = sum(found["seconds"] for name, found in meter.peaks.items() if name != "load")
     return {
@@ -203,9 +208,29 @@ def measured(asked: dict[str, Any]) -> dict[str, Any]:
         "sampled_tokens_per_second": tokens / meter.peaks["rollout"]["seconds"],
         "tokens_per_second": tokens / seconds,
         "matmul_flops": rate,
-        "utilisation": (model.forward_flops() - before) / seconds / rate,
+        "utilisation": model.forward_flops() / seconds / rate,
     }
 
 
+def warm_up(method: str) -> None:
+    """Load every library and make its buffers, on a model of no size: none of it is a cost of a model."""
+    tiny = {"shape": [64, 16, 1, 2, 1, 8, 16], "work": vars(Work(2, 2, 2, 2, 2)), "method": method}
+    measured({**tiny, "hold": vars(Holding("none", "float32", 2, True, "adam", "sft_merged", "one_base", "adapter"))})
+
+
+def main() -> None:
+    rows = json.loads(sys.argv[1])
+    for method in sorted({row["method"] for row in rows}):
+        warm_up(method)
+    for row in rows:
+        if torch.cuda.is_available():
+            print(json.dumps(measured(row)))
+        elif (child := os.fork()) == 0:
+            print(json.dumps(measured(row)), flush=True)
+            os._exit(0)
+        else:
+            os.waitpid(child, 0)
+
+
 if __name__ == "__main__":
-    print(json.dumps(measured(json.loads(sys.argv[1]))))
+    main()

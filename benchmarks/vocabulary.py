@@ -3,7 +3,7 @@
     python benchmarks/vocabulary.py
 
 Peak resident set of one policy step (forward, backward, Adam; hidden size 64, the number of micro-batches fixed)
-above that of the loaded model, for responses of 64 and of 128 tokens: with logits in chunks, as the study trains,
+above that of the loaded model, for responses of 32 and of 64 tokens: with logits in chunks, as the study trains,
 and with the logits of every position at once. Each of the four in a process of its own.
 """
 
@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-ROWS, MICROBATCHES, PROMPT = 8, 2, 16
-LENGTHS = (64, 128)
+ROWS, MICROBATCHES, PROMPT = 4, 2, 16
+LENGTHS = (32, 64)
 WAYS = ("chunks", "naive")
 
 
@@ -70,9 +70,9 @@ def main() -> None:
         print(child(sys.argv[1], int(sys.argv[2])))
         return
     found = growth()
-    print("| logits | 64 tokens | 128 tokens | growth |\n|---|---|---|---|")
+    print("| logits | 32 tokens | 64 tokens | growth |\n|---|---|---|---|")
     for way, row in found.items():
-        print(f"| {way} | {row['64']:.0f} MiB | {row['128']:.0f} MiB | {row['growth']:+.0%} |")
+        print(f"| {way} | {row['32']:.0f} MiB | {row['64']:.0f} MiB | {row['growth']:+.0%} |")
     path = HERE / "results" / "vocabulary-cpu.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n")

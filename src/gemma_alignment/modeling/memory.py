@@ -183,7 +183,7 @@ def _decoding(shape: Shape, hold: Holding, work: Work) -> float:
     """Bytes of a rollout: the cache, one step's logits and what is drawn from them, and a merged copy."""
     length = work.prompt + work.response
     cache = shape.layers * 2 * shape.kv_heads * shape.head_dim * hold.width * length * work.decoded
-    logits = work.decoded * shape.vocabulary * (2 * hold.width + 3 * FP32) + _table_part(shape, hold)
+    logits = work.decoded * shape.vocabulary * (hold.width + 2 * FP32) + _table_part(shape, hold)
     prompts = max(1, work.decoded // work.group_size) * work.prompt
     merged = hold.width * (shape.linear_weights + shape.table_weights) if hold.weights == "merged" else 0
     return cache + max(logits, _passing(shape, hold, prompts)) + merged
