@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SIZE = {"width": 1440, "height": 900}
-PATIENCE = 120_000
+PATIENCE = 300_000
 """Milliseconds that a page has to show what it is asked for."""
 
 
@@ -80,17 +80,20 @@ def mlflow(page, project, out, port):
         for name, suffix in (("mlflow-arms", ""), ("mlflow-charts", "&compareRunsMode=CHART")):
             page.goto(arms + suffix)
             page.get_by_text(re.compile(r"^(ppo|grpo)-seed\d+$")).first.wait_for(timeout=PATIENCE)
-            _close_assistant(page)
+            _dismiss(page, "Close")
             page.wait_for_timeout(6000)
             page.screenshot(path=out / f"{name}.png")
         page.goto(re.sub(r"/runs\?.*", "/traces", arms))
         page.get_by_text("first answer").first.wait_for(timeout=PATIENCE)
+        page.wait_for_timeout(3000)
+        _dismiss(page, "Got it")
+        page.wait_for_timeout(1000)
         page.screenshot(path=out / "mlflow-judge.png")
 
 
-def _close_assistant(page):
-    """MLflow's own side panel takes a quarter of the page."""
-    button = page.get_by_role("button", name="Close").last
+def _dismiss(page, name):
+    """MLflow's own side panel takes a quarter of the page, and its hints darken it."""
+    button = page.get_by_role("button", name=name).last
     if button.is_visible():
         button.click()
 

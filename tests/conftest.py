@@ -37,6 +37,7 @@ def project(tmp_path, empty_store, monkeypatch):
     shutil.copy(empty_store, root / "mlflow.db")
     for name in ("MLFLOW_TRACKING_URI", "GEMMA_ALIGNMENT_PARENT_RUN", "GEMMA_ALIGNMENT_STUDY", "KEDRO_ENV"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")  # their first sample comes after ten seconds
     monkeypatch.chdir(root)
     return Project(root)
 

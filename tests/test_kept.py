@@ -1,12 +1,14 @@
 """What the runs in MLflow hold beside their numbers."""
 
 import json
+import os
 
 import pytest
 from mlflow import MlflowClient
 
 from gemma_alignment.fingerprints import digest
 from gemma_alignment.hooks.kept import CALLS, dataset_input, sample
+from gemma_alignment.hooks.tracking import SYSTEM_METRICS
 
 PAIRS = [
     {"system_a": "ppo/seed=1", "system_b": "sft", "prompt_id": f"p{i}", "prompt": f"ask {i}", "answer_a": f"a{i}",
@@ -67,3 +69,24 @@ def test_a_finished_study_holds_its_data_adapters_report_figures_and_calls(toy_s
     traces = client.search_traces(locations=[judged.info.experiment_id], run_id=judged.info.run_id)
     assert 0 < len(traces) <= CALLS
     assert {"prompt", "first answer", "second answer"} == set(json.loads(traces[0].data.request))
+
+
+@pytest.mark.pipeline
+def test_the_system_is_measured_unless_the_user_says_no(project, monkeypatch):
+    monkeypatch.delenv(SYSTEM_METRICS)
+    project.run("data_processing")
+    assert os.environ[SYSTEM_METRICS] == "true"
+    monkeypatch.setenv(SYSTEM_METRICS, "false")
+    project.run("sft")
+    assert os.environ[SYSTEM_METRICS] == "false"
+
+
+@pytest.mark.pipeline
+def test_a_store_that_refuses_an_artifact_does_not_stop_the_run(project, monkeypatch, caplog):
+    def refuse(*words):
+        raise OSError("the bucket is full")
+
+    monkeypatch.setattr(MlflowClient, "log_artifacts", refuse)
+    project.run("data_processing", "sft")
+    assert project.record("sft").status == "finished"
+    assert "the bucket is full" in caplog.text

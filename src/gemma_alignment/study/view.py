@@ -49,7 +49,7 @@ def share(client: Any, experiment: str) -> str:
 
 def command(uri: str, port: int) -> list[str]:
     """What starts MLflow's own server on a store, on this machine alone."""
-    options = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
+    options = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     return [sys.executable, "-m", "mlflow", "ui", *options]
 
 
