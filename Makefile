@@ -61,5 +61,5 @@ soak: .venv/.test  ## kill a study again and again, resume it, compare; KILLS=50
 ui: .venv/.base  ## MLflow on the study's store, and the address that compares the arms
 	$(BIN)/kedro study ui
 
-viz: .venv/.viz  ## Kedro-Viz of every pipeline
-	$(BIN)/kedro viz run --host 127.0.0.1
+viz: .venv/.viz  ## Kedro-Viz of every pipeline; BUILD=1: as pages for any web server, in build/
+	$(BIN)/kedro viz $(if $(BUILD),build --include-previews,run --host 127.0.0.1)

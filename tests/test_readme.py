@@ -20,6 +20,7 @@ EXPECTED = {  # target of make -> what it must come to
     "make study QUICK=1": "kedro study --quick",
     "make ui": "kedro study ui",  # started and stopped in browser/test_mlflow.py
     "make viz": "kedro viz run",  # built and opened in browser/test_viz.py
+    "make viz BUILD=1": "kedro viz build --include-previews",
     "make test": "-m pytest",
     "make lint": "lint-imports",
 }
@@ -72,21 +73,23 @@ def test_one_arm_one_seed(project):
     assert {"grpo-seed777", "grpo@k4-seed777"} <= set(project.states())
 
 
+@pytest.mark.slow
 @pytest.mark.pipeline
 @pytest.mark.cli
 @commands("kedro run --pipeline=export")
 def test_export(command, toy_study):
-    """On the study's only seed."""
+    """On the study's only seed; what an export holds is seen in pipelines/test_export.py."""
     words = shlex.split(f"{command},data_root=data".replace("777", "42"))
     code, text = toy_study.command(*words, timeout=600, KEDRO_ENV="test")
     assert code == 0, text
 
 
+@pytest.mark.slow
 @pytest.mark.pipeline
 @pytest.mark.cli
 @commands("python -m gemma_alignment chat")
 def test_chat(command, toy_study):
-    """On the study's only seed."""
+    """On the study's only seed; what it answers is seen in test_chat.py."""
     words = shlex.split(command.replace("777", "42"))[2:]
     words += ["--params", "data_root=data"]
     code, text = toy_study.command(*words, stdin="Name two birds.\n", timeout=600, KEDRO_ENV="test")
