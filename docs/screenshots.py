@@ -1,7 +1,7 @@
 """Makes the pictures of ``docs/images`` again: the report, MLflow's pages and Kedro-Viz of a finished study.
 
     .venv/bin/python docs/screenshots.py                  # of this project
-    .venv/bin/python docs/screenshots.py --project ../other --out /tmp/pictures
+    .venv/bin/python docs/screenshots.py --project ../other --out ../pictures
 
 Needs the extras ``test`` and ``viz``, and Chromium.
 """
