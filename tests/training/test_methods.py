@@ -14,7 +14,7 @@ from tabular import configured
 from gemma_alignment.config import ConfigError
 from gemma_alignment.objectives.advantages import gae, group_centered, group_whiten, group_zscore
 from gemma_alignment.objectives.kl import k1
-from gemma_alignment.objectives.masking import masked_mean
+from gemma_alignment.objectives.masking import masked_mean, whiten
 from gemma_alignment.objectives.rewards import token_rewards
 from gemma_alignment.pipeline_registry import register_pipelines
 from gemma_alignment.schemas import Normalizer
@@ -91,14 +91,36 @@ def test_a_parameters_file_holds_every_field_and_no_other(name):
 
 @pytest.mark.parametrize("name", CRITIC_FREE)
 def test_without_a_critic_token_rewards_are_refused(name):
-    with pytest.raises(ConfigError, match=rf"{name}: kl_placement token_reward.*sequence_score"):
+    message = (
+        rf"{name}: kl_placement token_reward needs a critic to carry rewards back through the tokens\. "
+        r"Without one the same penalty is kl_placement: sequence_score\.$"
+    )
+    with pytest.raises(ConfigError, match=message):
         configured(name, kl_placement="token_reward")
 
 
 @pytest.mark.parametrize("name", CRITIC_FREE)
 def test_a_group_of_one_is_refused_with_the_reason(name):
-    with pytest.raises(ConfigError, match="against itself is 0"):
+    message = r"against itself is 0, so nothing would be learnt and nothing would say so\. Use at least 2\.$"
+    with pytest.raises(ConfigError, match=message):
         configured(name, group_size=1)
+    assert configured(name, group_size=2).group_size == 2
+
+
+@pytest.mark.parametrize("name", CRITIC_FREE)
+def test_group_credit_can_be_whitened_over_the_tokens_of_the_batch(name):
+    method = configured(name, normalize_advantages="whiten")
+    found = _experience(method)
+    raw = configured(name, normalize_advantages="none").assign_credit(found, 0.05).advantages
+    white = method.assign_credit(found, 0.05).advantages
+    assert torch.equal(white, whiten(raw, found.response_mask))
+    assert not torch.allclose(white, raw, atol=0.05)
+
+
+def test_ppo_takes_both_ends_of_discount_and_lambda():
+    for end in (0.0, 1.0):
+        method = configured("ppo", gamma=end, gae_lambda=end)
+        assert (method.gamma, method.gae_lambda) == (end, end)
 
 
 def test_ppo_divides_by_the_sd_of_a_group_only_where_there_is_one():

@@ -133,6 +133,30 @@ def test_statistics_by_hand():
     assert not any(value.requires_grad for value in stats.values())
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_a_wider_upper_clip_reaches_the_loss_of_every_method(name):
+    """Ratios 1.5 and .5 with advantages + and −: an ε_high of .6 lets the first one learn on, the second is stopped."""
+    _, step = _step(configured(name), count=12)
+    rows = step.select(torch.arange(2))
+    small = replace(
+        rows,
+        response_mask=torch.ones(2, 1, dtype=torch.bool),
+        advantages=torch.tensor([[1.0], [-1.0]]),
+        **{key: torch.zeros(2, 1) for key in ("old_logprobs", "ref_logprobs")},
+        values=None,
+        returns=None,
+        response_tokens=torch.zeros(2, 1, dtype=torch.long),
+    )
+    stopped = {}
+    for high in (None, 0.6):
+        method = configured(name, clip_epsilon_high=high, kl_placement="none")
+        logprobs = torch.tensor([[1.5], [0.5]]).log().requires_grad_()
+        loss, stats = method.policy_loss(logprobs, small, Normalizer(2, 2, 1))
+        loss.backward()
+        stopped[high] = ((logprobs.grad == 0).flatten().tolist(), stats["clip_fraction"].item())
+    assert stopped == {None: ([True, True], 1.0), 0.6: ([False, True], 0.5)}
+
+
 def test_k3_enters_the_loss_with_the_minibatchs_coefficient():
     _, step = _step(configured("grpo"), kl_coef=0.3)
     counts = Normalizer.of(step, tabular.LONGEST)
