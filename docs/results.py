@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gemma_alignment.parameters import section_class
 from gemma_alignment.report import wording
-from gemma_alignment.report.formatting import bounds, name_of, number, percent, percent_bounds, signed
+from gemma_alignment.report.formatting import NONE, bounds, name_of, number, percent, percent_bounds, signed
 from gemma_alignment.report.metrics import COSTS, METRICS
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +48,7 @@ def written(data, machine):
     lines = [
         f"**{wording.headline(comparison['verdict'], protocol)}** {wording.evidence(comparison)}",
         "",
-        f"| mean of {seeds} seeds | {name_of(a)} | {name_of(b)} | difference, 95% interval | Cohen’s d, 95% interval |",
+        f"| mean of {seeds} seed{'s' if seeds != 1 else ''} | {name_of(a)} | {name_of(b)} | difference, 95% interval | Cohen’s d, 95% interval |",
         "|---|---|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in rows),
         "",
@@ -62,8 +62,9 @@ def _metrics(comparison, a, b):
     won = (comparison["win_rates"].get(f"{a}_vs_{b}") or {}).get("crossed")
     if won:
         interval = percent_bounds(comparison["verdict"]["low"], comparison["verdict"]["high"])
+        shown = NONE if interval == NONE else f"{name_of(a)} {interval}"
         rates = percent(won["estimate"]), percent(1.0 - won["estimate"])
-        yield ["Head-to-head win rate, a tie one half", *rates, f"{name_of(a)} {interval}", "–"]
+        yield ["Head-to-head win rate, a tie one half", *rates, shown, NONE]
     for name, block in comparison["metrics"].items():
         if block["role"] != "secondary":
             continue
@@ -72,9 +73,13 @@ def _metrics(comparison, a, b):
         yield [
             f"{block['label']}{_unit(block)}",
             *(number(block["mean"].get(family), decimals) for family in (a, b)),
-            f"{signed(difference['estimate'], decimals)} {bounds(difference['low'], difference['high'], decimals)}",
-            f"{signed(effect['d'], 2)} {bounds(effect['d_low'], effect['d_high'], 2)}",
+            _with(signed(difference["estimate"], decimals), bounds(difference["low"], difference["high"], decimals)),
+            _with(signed(effect["d"], 2), bounds(effect["d_low"], effect["d_high"], 2)),
         ]
+
+
+def _with(value, interval):
+    return value if interval == NONE else f"{value} {interval}"
 
 
 def _costs(comparison, a, b):

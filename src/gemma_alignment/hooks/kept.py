@@ -1,6 +1,6 @@
 """What a run in MLflow keeps beside its numbers: the data it read, its adapter, a sample of the judge's calls."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ from gemma_alignment.datasets.json_lines import JSONLinesDataset
 from gemma_alignment.datasets.model_directory import ModelDirectoryDataset
 from gemma_alignment.fingerprints import digest
 from gemma_alignment.hooks.checks import path_of
+from gemma_alignment.hooks.tracking import Tracking
 
 DIGEST = 36
 """MLflow keeps so many characters of a digest."""
@@ -93,3 +94,49 @@ def log_calls(calls: Iterable[Mapping[str, Any]], experiment_id: str, run_id: st
         )
         span.end(outputs=call["outputs"])
     mlflow.flush_trace_async_logging()
+
+
+class Shelf:
+    """Puts things beside the numbers of the runs of a session."""
+
+    def __init__(self, tracking: Tracking) -> None:
+        self._tracking = tracking
+
+    def log_metrics(self, metrics: Mapping[str, Any], run_id: str | None) -> None:
+        """Keep single numbers with a run, those that it does not hold already; None is skipped."""
+        numbers = {key: float(value) for key, value in metrics.items() if value is not None}
+
+        def log(run: str) -> None:
+            there = self._tracking.client.get_run(run).data.metrics
+            for key, value in numbers.items():
+                if there.get(key) != value:
+                    self._tracking.client.log_metric(run, key, value)
+
+        if numbers:
+            self._keep(run_id, log)
+
+    def log_artifact(self, path: Path, run_id: str | None) -> None:
+        """Keep a file or a folder with a run."""
+        if path.is_dir():
+            self._keep(run_id, lambda run: self._tracking.client.log_artifacts(run, str(path), path.name))
+        elif path.is_file():
+            self._keep(run_id, lambda run: self._tracking.client.log_artifact(run, str(path)))
+
+    def log_inputs(self, run_id: str | None, datasets: Sequence[Any]) -> None:
+        """Keep what a run read."""
+        if datasets:
+            self._keep(run_id, lambda run: self._tracking.client.log_inputs(run, datasets))
+
+    def log_calls(self, calls: Sequence[Mapping[str, Any]], run_id: str | None) -> None:
+        """Keep calls of the judge as traces of a run."""
+        if calls:
+            self._keep(run_id, lambda run: log_calls(calls, self._tracking.client.get_run(run).info.experiment_id, run))
+
+    def _keep(self, run_id: str | None, log: Callable[[str], object]) -> None:
+        """What a run holds beside its numbers must not end it: a store that refuses is given up."""
+        if not self._tracking.is_on or run_id is None:
+            return
+        try:
+            log(run_id)
+        except Exception as error:
+            self._tracking.lose(error)

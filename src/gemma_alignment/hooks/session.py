@@ -53,6 +53,7 @@ class Session:
             work.check(catalog)
         is_default = not run_params.get("pipeline_names")
         self.tracking = Tracking(context, self.works, parameters, is_default)
+        self.shelf = kept.Shelf(self.tracking)
         self.signals = Signals()
         self._commit = git_commit(context.project_path)
         self._logs: list[tuple[RunLog, Work | None]] = []
@@ -74,7 +75,7 @@ class Session:
         if work is not None and work.record is None:
             tracked = {"mlflow_run_id": work.run_id, "mlflow_view": self.tracking.view}
             work.start(self.catalog, commit=self._commit, command=command(), **tracked)
-            self.tracking.log_inputs(work.run_id, kept.inputs_of(free_inputs(work.full), self.catalog))
+            self.shelf.log_inputs(work.run_id, kept.inputs_of(free_inputs(work.full), self.catalog))
         for value in inputs.values():
             if isinstance(value, RunLog):
                 self._connect(value, work)
@@ -88,19 +89,19 @@ class Session:
     def saved(self, name: str, data: Any) -> None:
         """Keep with the study's run what sums it up."""
         if name == SUMMARY:
-            self.tracking.log_metrics(data, self.tracking.summary_run)
+            self.shelf.log_metrics(data, self.tracking.summary_run)
         elif name == COUNTS:
-            self.tracking.log_metrics(data, self._run_that_makes(name))
+            self.shelf.log_metrics(data, self._run_that_makes(name))
         elif name == PAIRS:
             self._pairs = data
         elif name == JUDGED:
-            self.tracking.log_calls(kept.sample(data, self._pairs), self._run_that_makes(name))
+            self.shelf.log_calls(kept.sample(data, self._pairs), self._run_that_makes(name))
         elif name == RAW:
-            self.tracking.log_inputs(self._run_that_makes(name), kept.inputs_of([name], self.catalog))
+            self.shelf.log_inputs(self._run_that_makes(name), kept.inputs_of([name], self.catalog))
         elif (trained := kept.adapter(self.catalog.get(name))) is not None:
-            self.tracking.log_artifact(trained, self._run_that_makes(name))
+            self.shelf.log_artifact(trained, self._run_that_makes(name))
         elif name in KEPT and (path := path_of(self.catalog.get(name))) is not None:
-            self.tracking.log_artifact(path, self.tracking.summary_run)
+            self.shelf.log_artifact(path, self.tracking.summary_run)
 
     def close(self, error: BaseException | None) -> None:
         """End every stage that began; kedro-mlflow then ends the session's own run."""

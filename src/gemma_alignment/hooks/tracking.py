@@ -2,11 +2,10 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gemma_alignment.hooks.kept import log_calls
 from gemma_alignment.hooks.provenance import command, git_commit, git_is_dirty
 from gemma_alignment.hooks.store import find_run, view_address
 from gemma_alignment.hooks.work import Work
@@ -115,7 +114,7 @@ class Tracking:
                 work.run_id = self._run_of(work, self._parent or self.run_id)
             self._activate(work.run_id if work is not None and work.run_id else self.run_id)
         except Exception as error:
-            self._lose(error)
+            self.lose(error)
 
     def _is_back(self, work: Work | None) -> bool:
         """Whether a server that was lost answers again; asked once a stage, and at the end."""
@@ -143,7 +142,7 @@ class Tracking:
             self._park(work.run_id)
             self.client.set_terminated(work.run_id, status)
         except Exception as error:
-            self._lose(error)
+            self.lose(error)
 
     def before_close(self) -> None:
         """Hand the session's own run, if it has one, back to kedro-mlflow, which is about to end it."""
@@ -155,7 +154,7 @@ class Tracking:
             else:
                 self._activate(self.run_id)
         except Exception as error:
-            self._lose(error)
+            self.lose(error)
 
     def after_close(self, status: str | None) -> None:
         """Correct the status that kedro-mlflow gave (it knows no KILLED)."""
@@ -169,45 +168,6 @@ class Tracking:
         while (active := mlflow.active_run()) is not None:
             self._park(active.info.run_id)
             self.client.set_terminated(active.info.run_id, status)
-
-    def log_artifact(self, path: Path, run_id: str | None) -> None:
-        """Keep a file or a folder with a run."""
-        if path.is_dir():
-            self._keep(run_id, lambda run: self.client.log_artifacts(run, str(path), path.name))
-        elif path.is_file():
-            self._keep(run_id, lambda run: self.client.log_artifact(run, str(path)))
-
-    def log_inputs(self, run_id: str | None, datasets: Sequence[Any]) -> None:
-        """Keep what a run read."""
-        if datasets:
-            self._keep(run_id, lambda run: self.client.log_inputs(run, datasets))
-
-    def log_calls(self, calls: Sequence[Mapping[str, Any]], run_id: str | None) -> None:
-        """Keep calls of the judge as traces of a run."""
-        if calls:
-            self._keep(run_id, lambda run: log_calls(calls, self.client.get_run(run).info.experiment_id, run))
-
-    def _keep(self, run_id: str | None, log: Callable[[str], object]) -> None:
-        """What a run holds beside its numbers must not end it: a store that refuses is given up."""
-        if not self.is_on or run_id is None:
-            return
-        try:
-            log(run_id)
-        except Exception as error:
-            self._lose(error)
-
-    def log_metrics(self, metrics: Mapping[str, Any], run_id: str | None) -> None:
-        """Keep single numbers with a run, those that it does not hold already; None is skipped."""
-        numbers = {key: float(value) for key, value in metrics.items() if value is not None}
-
-        def log(run: str) -> None:
-            there = self.client.get_run(run).data.metrics
-            for key, value in numbers.items():
-                if there.get(key) != value:
-                    self.client.log_metric(run, key, value)
-
-        if numbers:
-            self._keep(run_id, log)
 
     def _run_of(self, work: Work, parent: str | None) -> str:
         """The run of a stage: that of the attempt which it goes on with, where the store has it, else a new one."""
@@ -258,7 +218,7 @@ class Tracking:
         if active is not None and active.info.run_id == run_id:
             mlflow.end_run("RUNNING")
 
-    def _lose(self, error: Exception) -> None:
+    def lose(self, error: Exception) -> None:
         """The server is gone: say so once, keep kedro-mlflow from failing the pipeline over it."""
         self.lost = True
         logger.warning("MLflow does not answer (%s); the run goes on, its files hold everything", error)
