@@ -48,7 +48,8 @@ def written(data, machine):
     lines = [
         f"**{wording.headline(comparison['verdict'], protocol)}** {wording.evidence(comparison)}",
         "",
-        f"| mean of {seeds} seed{'s' if seeds != 1 else ''} | {name_of(a)} | {name_of(b)} | difference, 95% interval | Cohen’s d, 95% interval |",
+        f"| mean of {seeds} seed{'s' if seeds != 1 else ''} | {name_of(a)} | {name_of(b)} | difference, 95% interval "
+        "| Cohen’s d, 95% interval |",
         "|---|---|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in rows),
         "",

@@ -32,7 +32,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 def test_the_graph_is_drawn_with_its_layers(built, opened):
     page = opened(built)
-    page.locator(".pipeline-node").first.wait_for(timeout=90_000)
+    page.locator(".pipeline-node").first.wait_for(timeout=240_000)
     layers = {text.strip().lower() for text in page.locator(".pipeline-layer-name").all_inner_texts()}
     assert {"raw", "primary", "models", "model_output", "reporting"} <= {name.replace(" ", "_") for name in layers}
     page.get_by_text("train_grpo").first.wait_for(timeout=30_000)
