@@ -321,3 +321,48 @@ def test_little_memory_is_a_limit_of_the_process(monkeypatch):
             os._exit(0 if str(explained(error)).startswith("Out of memory") else 1)
         os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+JUMPING = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <sys/time.h>
+#include <time.h>
+static long calls;
+static long shift(void) { return (calls++ / 40) % 2 ? 86400 : -3600; }
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
+    int code = real(clock, now);
+    if (clock == CLOCK_REALTIME) now->tv_sec += shift();
+    return code;
+}
+"""
+"""The wall clock of a process: a day ahead for forty looks, an hour behind for the next forty."""
+
+
+@pytest.mark.cli
+def test_a_clock_that_jumps_changes_time_stamps_and_nothing_else(project, tmp_path):
+    library = tmp_path / "jumping.so"
+    (tmp_path / "jumping.c").write_text(JUMPING)
+    try:
+        made = ["cc", "-shared", "-fPIC", "-o", str(library), str(tmp_path / "jumping.c"), "-ldl"]
+        subprocess.run(made, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no C compiler to make a clock jump with: {error}")
+    project.run("data_processing", "sft", "reward_model")
+    words = ("kedro", "run", "--pipeline=grpo", "--env=test")
+    code, output = project.command(*words, "--params=seed=1", LD_PRELOAD=str(library), SMALL_FAIL="grpo:1")
+    assert code == 1 and "the loss is not finite" in output
+    code, output = project.command(*words, "--params=seed=1,resume=true", LD_PRELOAD=str(library))
+    assert code == 0, output
+    rows = RunLog(project.data / "07_model_output" / ARM).rows("timing")
+    stamps = [row["timestamp"] / 1000 - time.time() for row in rows]
+    assert any(abs(gap) > 3000 for gap in stamps)  # it did jump
+    assert [row["iteration"] for row in rows] == [0, 1, 2, 3]
+    assert project.record(ARM).status == "finished"
+    assert steps(project, ARM) == [0, 1, 2, 3]
+    project.run("grpo", seed=1, variant="steady")
+    history = "07_model_output/grpo{}/seed=1/history.jsonl"
+    read = [(project.data / history.format(name)).read_bytes() for name in ("", "@steady")]
+    assert read[0] == read[1]

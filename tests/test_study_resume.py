@@ -145,6 +145,16 @@ def test_a_report_of_other_answers_is_made_again_whatever_the_clock_says(half):
     assert left(half, plan()) == [CLOSING]
 
 
+def test_the_numbers_of_a_study_are_logged_once_however_often_they_are_made(half, monkeypatch):
+    half.run("grpo", seed=1, resume=True)
+    (parent,) = [run.info.run_id for run in half.runs() if run.info.run_name == "study-x"]
+    monkeypatch.setenv(PARENT, parent)
+    for _ in range(2):
+        half.run("evaluation", "reporting")
+    points = half.client.get_metric_history(parent, "evaluation/win_rate")
+    assert [(point.step, point.value) for point in points] == [(0, 0.5)]
+
+
 def test_a_study_that_the_store_has_lost_is_a_new_one(half):
     (lost,) = [run.info.run_id for run in half.runs() if run.info.run_name == "study-x"]
     records = Opened.open(half.root, plan()).records(plan().arms)

@@ -233,6 +233,17 @@ def test_a_continued_log_sends_what_an_attempt_that_was_shot_did_not(tmp_path):
     assert sorted((point.key, point.step) for point in server.points) == [("t", 0), ("t", 1), ("x", 0), ("x", 1)]
 
 
+def test_a_finished_log_that_is_resumed_fills_a_run_that_holds_nothing(tmp_path):
+    """No line is added, as when the store lost the run of a training that was through."""
+    position = logged(tmp_path, 2).position()
+    server = Server()
+    log = RunLog(tmp_path)
+    log.resume(position)
+    log.attach(server, "run")
+    log.close()
+    assert len(server.points) == 4
+
+
 def test_many_points_go_in_parts_that_mlflow_takes():
     server = Server()
     synchronize(server, "run", points(2500))
