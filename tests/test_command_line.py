@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from gemma_alignment import cli
-from gemma_alignment.errors import UserError
+from gemma_alignment.errors import NothingToDo, UserError
 from gemma_alignment.study.plan import Plan
 from gemma_alignment.study.summary import summary
 
@@ -69,6 +69,22 @@ def test_an_error_that_nobody_foresaw_is_one_screen_with_the_cause_first(failing
     assert "raise error" in log
     failing(KeyError("another"))
     assert (tmp_path / cli.ERRORS).read_text().startswith(log)
+
+
+def test_what_is_done_already_is_no_error(failing):
+    done = failing(NothingToDo("it is finished"))
+    assert (done.exit_code, done.output) == (0, "it is finished\n")
+
+
+def test_a_relative_path_means_the_folder_of_the_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seen = {}
+    monkeypatch.setattr(cli.kedro_run, "callback", lambda **given: seen.update(given))
+    words = "preferences.path=mine.jsonl,judge.recorded_path=/there.jsonl,judge.labelled_path=null,seed=3"
+    done = CliRunner().invoke(cli.run, ["--params", words])
+    assert done.exit_code == 0, done.output
+    judge = {"recorded_path": "/there.jsonl", "labelled_path": None}
+    assert seen["params"] == {"preferences": {"path": f"{tmp_path}/mine.jsonl"}, "judge": judge, "seed": 3}
 
 
 def test_errors_that_the_user_can_mend_and_wrong_options_leave_no_log(failing, tmp_path):

@@ -4,13 +4,15 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_alignment.errors import UserError
-from gemma_alignment.fingerprints import Record, differences, digest, digest_of, refuse
+from gemma_alignment.fingerprints import QUIET, Record, differences, digest, digest_of, refuse
+from gemma_alignment.liveness import birth
 from gemma_alignment.stages import Stage
 
 
@@ -91,14 +93,33 @@ def test_what_is_finished_may_be_repeated_but_not_replaced(tmp_path):
 
 def test_a_folder_that_another_living_process_writes_to_is_refused(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    other = Record("grpo", 42, "", {}, {}, pid=process.pid)
+    other = Record("grpo", 42, "", {}, {}, pid=process.pid, born=birth(process.pid))
     try:
         with pytest.raises(UserError, match=f"is being written by process {process.pid}"):
             refuse(tmp_path, other, record("running"))
     finally:
         process.communicate()
-    assert not other.is_alive
+    assert not other.is_alive(tmp_path)
     refuse(tmp_path, other, record("running"))
+
+
+def test_a_process_of_another_machine_lives_as_long_as_it_writes(tmp_path):
+    other = Record("grpo", 42, "", {}, {}, pid=os.getpid(), host="another-machine")
+    other.write(tmp_path)
+    with pytest.raises(UserError, match=r"on another-machine .* counts as stopped 60 minutes .* overwrite=true"):
+        refuse(tmp_path, other, record("running"))
+    past = time.time() - QUIET - 60
+    os.utime(tmp_path / "run.json", (past, past))
+    (tmp_path / "timing.jsonl").write_text("")
+    assert other.is_alive(tmp_path)
+    os.utime(tmp_path / "timing.jsonl", (past, past))
+    assert not other.is_alive(tmp_path)
+    refuse(tmp_path, other, record("running"))
+
+
+def test_a_number_that_another_process_got_later_is_no_life(tmp_path):
+    assert Record("grpo", 42, "", {}, {}).is_alive(tmp_path)
+    assert not Record("grpo", 42, "", {}, {}, born="another boot/1").is_alive(tmp_path)
 
 
 def test_a_record_survives_its_file(tmp_path):

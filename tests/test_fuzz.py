@@ -85,10 +85,9 @@ def processed(folder: Any, lines: list[bytes]) -> tuple[int, list[Any], list[Any
     file = folder / "mine.jsonl"
     file.write_bytes(b"\n".join(lines) + b"\n")
     source = SimpleNamespace(source="jsonl", path=str(file))
-    raw, good, bad = (JSONLinesDataset(str(folder / name)) for name in ("raw.jsonl", "good.jsonl", "bad.jsonl"))
-    raw.save(PreferenceSource().rows(source, 1))
-    kept, rejected = nodes.validate_rows(raw.load(), PREFERENCES)
-    rows, rejected = nodes.limit_lengths(kept, rejected, str(folder / "tokenizer"), PREFERENCES)
+    good, bad = (JSONLinesDataset(str(folder / name)) for name in ("good.jsonl", "bad.jsonl"))
+    kept, rejected = nodes.validate_rows(list(PreferenceSource().rows(source, 1)), PREFERENCES)
+    rows, rejected = nodes.limit_lengths(kept, rejected, toy.chat().tokenizer, PREFERENCES)
     good.save(rows)
     bad.save(rejected)
     count = sum(bool(line.strip()) for line in file.read_bytes().split(b"\n"))

@@ -27,8 +27,9 @@ def test_a_session_of_one_stage_is_one_run_with_its_name_tags_and_parameters(pro
     (run,) = project.runs()[before:]
     assert (run.info.run_name, run.info.status) == ("grpo-seed123", "FINISHED")
     tags = run.data.tags
-    assert {key: tags[key] for key in ("method", "seed", "stage", "study", "variant", "overwrite")} == {
+    assert {key: tags[key] for key in ("method", "seed", "stage", "study", "variant", "overwrite", "data_root")} == {
         "method": "grpo", "seed": "123", "stage": "grpo", "study": "none", "variant": "none", "overwrite": "false",
+        "data_root": "data/test",
     }  # fmt: skip
     assert tags["mlflow.source.git.commit"] == "unknown"  # the copy is no repository
     assert run.data.params["grpo.group_size"] == "6"
@@ -94,6 +95,8 @@ def test_a_later_stage_reads_what_the_same_session_wrote(project):
         ({"sft__learning_rate": "fast"}, r"sft\.learning_rate: expected float, got 'fast'"),
         ({"seed": -1}, r"seed must be from 0"),
         ({"variant": "a/b"}, r"variant becomes part of a folder's name"),
+        ({"protocol__method_b": "gppo"}, r"protocol: unknown method gppo; did you mean ppo\?"),
+        ({"evaluation__methods": ["gpro@k4"]}, r"evaluation\.methods: unknown method gpro@k4; did you mean grpo"),
     ],
 )
 def test_a_wrong_parameter_is_named_before_any_run_opens(project, params, message):
@@ -153,7 +156,7 @@ def test_equal_configuration_runs_again_to_the_same_bytes(project):
     project.run("ppo")
     history = project.data / "07_model_output/ppo/seed=42/history.jsonl"
     first = history.read_bytes()
-    project.run("ppo")
+    project.run("ppo", overwrite=True)
     assert history.read_bytes() == first
     assert [run.info.status for run in project.runs()[-2:]] == ["FINISHED", "FINISHED"]
 
@@ -198,11 +201,12 @@ def test_a_part_of_a_stage_is_not_called_finished(project):
     assert [json.loads(row)["iteration"] for row in rows] == [0, 1, 2]
 
 
-def test_a_failing_arm_is_failed_and_what_it_wrote_is_kept(project, monkeypatch):
+def test_a_failing_arm_is_failed_and_what_it_wrote_is_kept(project, monkeypatch, caplog):
     prepared(project)
     monkeypatch.setenv("SMALL_FAIL", "grpo:42")
     with pytest.raises(ArithmeticError):
         project.run("ppo", "grpo")
+    assert "--from-nodes" not in caplog.text and "Node train_grpo failed." in caplog.text
     states = project.states()
     assert states["grpo-seed42"] == "FAILED"
     assert states["ppo+grpo-seed42"] == "FAILED"

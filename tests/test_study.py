@@ -21,7 +21,7 @@ def test_seeds_are_lists_and_ranges(text, seeds):
     assert parse_seeds(text) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "a", "1-", "5-2", "-3", "1.5"])
+@pytest.mark.parametrize("text", ["", "a", "1-", "5-2", "-3", "1.5", "99999999999", "1-4294967296"])
 def test_other_seeds_are_refused(text):
     with pytest.raises(UserError, match="--seeds"):
         parse_seeds(text)
@@ -40,6 +40,11 @@ def test_the_matrix_is_methods_times_seeds_pair_by_pair():
 def test_an_unknown_method_is_named_with_the_nearest():
     with pytest.raises(UserError, match="unknown method gpro; did you mean grpo"):
         Plan(("gpro",), (1,), {})
+
+
+def test_a_study_without_a_method_is_refused():
+    with pytest.raises(UserError, match="--methods names no method: there are ppo, grpo"):
+        Plan(parse_names(" ,"), (1,), {})
 
 
 def test_a_seed_among_the_parameters_of_a_study_is_refused():

@@ -23,6 +23,18 @@ def test_the_view_is_kept_with_the_experiment_and_finds_the_arms_alone(project, 
     assert [run.info.run_name for run in found] == ["grpo-seed42"]
 
 
+def test_the_newest_study_stands_first_and_is_named(client):
+    number = view.share(client, "another")
+    for study in ("none", "study-20260101-000000", "study-20260102-000000"):
+        client.create_run(number, tags={"method": "ppo", "study": study, "data_root": "data"})
+    kept = json.loads(client.get_experiment(number).tags["mlflow.sharedViewState.arms"])
+    order = f"{kept['orderByKey']} {'ASC' if kept['orderByAsc'] else 'DESC'}"
+    found = client.search_runs([number], kept["searchFilter"], order_by=[order])
+    assert {"tags.`study`", "tags.`data_root`"} <= set(kept["selectedColumns"])
+    studies = [run.data.tags["study"] for run in found]
+    assert studies == ["study-20260102-000000", "study-20260101-000000", "none"]
+
+
 def test_before_any_run_the_experiment_is_made(client):
     number = view.share(client, "another")
     assert number == client.get_experiment_by_name("another").experiment_id

@@ -50,11 +50,8 @@ class Conversation:
     def __init__(self, trained: Trained, parameters: Mapping[str, Any], temperature: float | None) -> None:
         from dataclasses import replace
 
-        from transformers.utils.logging import disable_progress_bar
-
         from gemma_alignment.pipelines.models import open_base, prepare
 
-        disable_progress_bar()
         self._name = trained.name
         settings = build(RolloutParameters, parameters["rollout"], "rollout")
         chosen = settings.temperature if temperature is None else temperature

@@ -12,7 +12,7 @@ import click
 from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.cli.utils import CONTEXT_SETTINGS, _split_params, env_option
 
-from gemma_alignment.errors import brief
+from gemma_alignment.errors import NothingToDo, brief
 from gemma_alignment.redaction import scrubbed
 
 ERRORS = "errors.log"
@@ -48,6 +48,9 @@ def _exit(error: Exception) -> NoReturn:
         if isinstance(cause, RunInterrupted):
             click.secho(f"The run was {cause}.", err=True, fg="red")
             sys.exit(cause.code)
+        if isinstance(cause, NothingToDo):
+            click.echo(str(cause))
+            sys.exit(0)
     if (text := explained(error)) is not None:
         click.secho(f"Error: {scrubbed(text)}", err=True, fg="red")
         sys.exit(1)
@@ -67,9 +70,17 @@ def _keep_traceback(error: Exception) -> Path:
     return log
 
 
+@functools.wraps(kedro_run.callback)  # type: ignore[arg-type]
+def _run(*args: Any, **kwargs: Any) -> Any:
+    from gemma_alignment.hooks.paths import absolute_tree
+
+    kwargs["params"] = absolute_tree(kwargs.get("params") or {})
+    return kedro_run.callback(*args, **kwargs)  # type: ignore[misc]
+
+
 run = click.Command(
     name="run",
-    callback=readable(kedro_run.callback),  # type: ignore[arg-type]
+    callback=readable(_run),
     params=kedro_run.params,
     help=kedro_run.help,
     context_settings=CONTEXT_SETTINGS,

@@ -8,6 +8,10 @@ class UserError(Exception):
     """
 
 
+class NothingToDo(UserError):
+    """What was asked for is there: the command line says so and exits with status 0."""
+
+
 def brief(error: BaseException) -> str:
     """The kind of an error and the first line of what it says."""
     return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])

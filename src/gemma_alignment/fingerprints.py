@@ -5,7 +5,9 @@ import hashlib
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +23,8 @@ Status = Literal["running", "finished", "partial", "failed", "killed"]
 INTERRUPTED = ("running", "failed", "killed")
 RECORD = "run.json"
 CHUNK = 1 << 20
+QUIET = 3600.0
+"""Seconds without a line after which a process of another machine counts as over."""
 
 
 def digest(*paths: Path) -> str:
@@ -109,12 +113,26 @@ class Record:
         """The same with its end."""
         return dataclasses.replace(self, status=status, ended=now(), error=None if error is None else scrubbed(error))
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether it says running and its process, if it is on this machine, still exists."""
+    def is_alive(self, directory: Path) -> bool:
+        """Whether it says running and its process still exists.
+
+        A process of another machine cannot be looked at: it lives while something in ``directory`` is newer than
+        ``QUIET`` seconds.
+        """
         if self.status != "running":
             return False
-        return self.host != socket.gethostname() or runs(self.pid, self.born)
+        if self.host == socket.gethostname():
+            return runs(self.pid, self.born)
+        return time.time() - _last_written(directory) < QUIET
+
+
+def _last_written(directory: Path) -> float:
+    """When anything directly in a folder was last written, in seconds since 1970."""
+    times = []
+    for path in directory.iterdir() if directory.is_dir() else ():
+        with suppress(FileNotFoundError):  # renamed onto another meanwhile
+            times.append(path.stat().st_mtime)
+    return max(times, default=0.0)
 
 
 def differences(old: Record, new: Record) -> list[str]:
@@ -159,10 +177,15 @@ def refuse(
                 "Start again with:\n  --params overwrite=true   to replace them"
             )
         return
-    if old.is_alive and old.pid != os.getpid():
+    here = old.host == socket.gethostname()
+    if old.is_alive(directory) and not (here and old.pid == os.getpid()):
+        gone = (
+            f". If that machine is gone: it counts as stopped {QUIET / 60:.0f} minutes after its last line, and "
+            "overwrite=true begins anew at once"
+        )
         raise UserError(
             f"{directory} is being written by process {old.pid} on {old.host} since {old.created}: "
-            "wait for it, or stop it"
+            f"wait for it, or stop it{'' if here else gone}"
         )
     lines = differences(old, new)
     resumable = checkpoint is not None and old.status in INTERRUPTED

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from gemma_alignment.config import nearest
+
 PREPARATION = ("data_processing", "sft", "reward_model")
 """Run once, from ``prepare_seed``, in this order."""
 ARMS = ("ppo", "grpo", "rloo", "dr_grpo")
@@ -14,6 +16,16 @@ COMPARED = ("ppo", "grpo")
 CLOSING = ("evaluation", "reporting")
 """Read what the arms left; may always be done again."""
 STAGES = (*PREPARATION, *ARMS, *CLOSING)
+
+
+def unknown_method(name: str) -> str | None:
+    """The sentence for a name that is neither an arm nor a variant of one (``grpo@k4``); None for those."""
+    arm = name.partition("@")[0]
+    if arm in ARMS:
+        return None
+    near = nearest(arm, ARMS)
+    hint = f"did you mean {near}?" if near else f"there are {', '.join(ARMS)}"
+    return f"unknown method {name}; {hint}"
 
 
 @dataclass(frozen=True)

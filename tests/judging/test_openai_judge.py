@@ -133,11 +133,13 @@ def test_a_reply_that_drips_in_is_given_up_in_time_and_tried_again(service, remo
     assert len(service.received) == 2
 
 
-def test_attempts_are_bounded(service, remote_judge):
+def test_attempts_are_bounded_and_do_not_fill_the_screen(service, remote_judge, caplog):
     service.script = lambda n, payload: error(503)
+    caplog.set_level("INFO", logger="gemma_alignment")
     with pytest.raises(JudgeUnavailable, match="no reply after 4 attempts; the last: status 503"):
         remote_judge().judge(*PAIR)
     assert len(service.received) == 4
+    assert caplog.text.count("The judge is asked again") == 1
 
 
 @pytest.mark.parametrize(

@@ -109,14 +109,13 @@ def test_the_split_is_by_prompt_and_complete() -> None:
     assert nodes.split_preferences(rows, PREFERENCES, 43)[1] != test
 
 
-def test_lengths_are_limited_and_nothing_is_cut(tmp_path) -> None:
+def test_lengths_are_limited_and_nothing_is_cut() -> None:
     kept, rejected = check_rows(
         [(i, json.dumps(row).encode()) for i, row in enumerate(generate_rows(40, 1.0, 0.6, 0.2, 1), 1)], 100000, 0, 10
     )
     made = nodes.train_tokenizer(kept, {"vocabulary_size": 420}, {"base_model": "pretrain"}, {"source": "jsonl"}, 42)
-    made.save_pretrained(str(tmp_path))
     kept[3]["row"]["score_rejected"] = kept[3]["row"]["score_chosen"]
-    good, bad, counts = nodes.limit_lengths(kept, rejected, str(tmp_path), {**PREFERENCES, "max_response_tokens": 60})
+    good, bad, counts = nodes.limit_lengths(kept, rejected, made, {**PREFERENCES, "max_response_tokens": 60})
     assert len(good) + len(bad) == 40
     equal = sum(row["score_chosen"] == row["score_rejected"] for row in good)
     assert counts == {"data/rows_kept": len(good), "data/rows_rejected": len(bad), "data/equal_scores": equal}
@@ -126,4 +125,4 @@ def test_lengths_are_limited_and_nothing_is_cut(tmp_path) -> None:
     originals = [item["row"] for item in kept]
     assert all(row in originals for row in good)
     with pytest.raises(UserError, match=r"Only 0 preference rows are usable, but preferences.min_rows is 5"):
-        nodes.limit_lengths(kept, rejected, str(tmp_path), {**PREFERENCES, "max_prompt_tokens": 3})
+        nodes.limit_lengths(kept, rejected, made, {**PREFERENCES, "max_prompt_tokens": 3})

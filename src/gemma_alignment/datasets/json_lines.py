@@ -11,6 +11,7 @@ from kedro_datasets._typing import TablePreview
 
 from gemma_alignment.datasets.atomic import beside, restore
 from gemma_alignment.errors import UserError
+from gemma_alignment.pipelines.data_processing.lines import json_line
 
 
 class JSONLinesFile(Sequence[Any]):
@@ -67,10 +68,6 @@ class JSONLinesFile(Sequence[Any]):
             raise UserError(message) from error
 
 
-def _line(row: Any) -> bytes:
-    return json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
-
-
 class JSONLinesDataset(AbstractDataset[Iterable[Any], JSONLinesFile]):
     """Rows as JSON lines in UTF-8, keys in the order given; ``bytes`` are written as they are."""
 
@@ -87,7 +84,7 @@ class JSONLinesDataset(AbstractDataset[Iterable[Any], JSONLinesFile]):
         """Write beside, then rename."""
         with beside(self._filepath) as path, path.open("wb") as file:
             for row in data:
-                file.write((row if isinstance(row, bytes) else _line(row)) + b"\n")
+                file.write((row if isinstance(row, bytes) else json_line(row)) + b"\n")
 
     def _exists(self) -> bool:
         restore(self._filepath)

@@ -25,10 +25,19 @@ class PreferenceSource:
         return _lines(Path(settings.path)) if settings.source == "jsonl" else _download(settings, seed)
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def existing(path: Path) -> Path:
+    """The file of the source ``jsonl``.
+
+    Raises:
+        UserError: when there is none.
+    """
     if not path.is_file():
         raise UserError(f"preferences.path is {path}, but there is no such file. Give the path of a JSON lines file.")
-    return (line for _, line in JSONLinesFile(path).raw())
+    return path
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    return (line for _, line in JSONLinesFile(existing(path)).raw())
 
 
 def _download(settings: Any, seed: int) -> Iterator[dict[str, Any]]:

@@ -52,6 +52,11 @@ class RunLog:
             self._continued = continued
             self._writer = MetricWriter(client, run_id, continued=continued)
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether any line was written."""
+        return self._begun
+
     def position(self) -> dict[str, int]:
         """How many bytes each file has."""
         return {kind: path.stat().st_size if (path := self.path(kind)).exists() else 0 for kind in KINDS}

@@ -11,8 +11,10 @@ from kedro.pipeline.node import Node
 from gemma_alignment.datasets.run_log import RunLog
 from gemma_alignment.fingerprints import Status
 from gemma_alignment.hooks import kept
+from gemma_alignment.hooks.advice import leave_out_advice
 from gemma_alignment.hooks.checks import check_parameters, configured_parameters, free_inputs, path_of
 from gemma_alignment.hooks.inputs import check_inputs
+from gemma_alignment.hooks.left import check_left
 from gemma_alignment.hooks.provenance import command, git_commit
 from gemma_alignment.hooks.signals import Signals
 from gemma_alignment.hooks.store import anchor
@@ -47,10 +49,11 @@ class Session:
         check_parameters(parameters, configured_parameters(context.config_loader), given)
         self.works = works(pipeline, pipelines, parameters, context.project_path)
         for work in self.works.values():
-            work.check_feasible()
+            work.check_feasible(catalog)
         check_inputs(pipeline, catalog, pipelines, _options(run_params))
         for work in self.works.values():
             work.check(catalog)
+        check_left(self.works, catalog)
         is_default = not run_params.get("pipeline_names")
         self.tracking = Tracking(context, self.works, parameters, is_default)
         self.shelf = kept.Shelf(self.tracking)
@@ -87,7 +90,9 @@ class Session:
             work.nodes.discard(node.name)
 
     def saved(self, name: str, data: Any) -> None:
-        """Keep with the study's run what sums it up."""
+        """Note which stage wrote, and keep with the study's run what sums it up."""
+        for work in self.works.values():
+            work.wrote(name, self.catalog)
         if name == SUMMARY:
             self.shelf.log_metrics(data, self.tracking.summary_run)
         elif name == COUNTS:
@@ -151,6 +156,7 @@ class Session:
     def _end(self, work: Work, status: Status, error: BaseException | None) -> None:
         if work.record is None or work.record.status != "running":
             return
+        work.has_written |= any(log.has_begun for log, owner in self._logs if owner is work)
         self._close_logs(work)
         work.end(status, self.catalog, None if error is None else f"{type(error).__name__}: {error}")
         self.tracking.end(work, MLFLOW_STATUS[work.record.status])
@@ -174,6 +180,7 @@ class Before:
     def after_context_created(self, context: Any) -> None:
         """Let a relative store mean the one at the project's root."""
         self._context = context
+        leave_out_advice()
         anchor(context)
 
     @hook_impl(tryfirst=True)

@@ -41,6 +41,7 @@ class Tracking:
         self._common = {
             "study": os.environ.get(STUDY, "none"),
             "variant": parameters["variant"] or "none",
+            "data_root": parameters["data_root"],
             "overwrite": str(parameters["overwrite"]).lower(),
             "resume": str(parameters["resume"]).lower(),
             "command": command(),

@@ -16,6 +16,7 @@ from gemma_alignment.errors import UserError
 from gemma_alignment.fingerprints import Record, Status, differences, digest, digest_of, refuse
 from gemma_alignment.hooks.checks import free_inputs, path_of
 from gemma_alignment.hooks.feasible import check_budget, check_device
+from gemma_alignment.hooks.given import JUDGE, SOURCE, check_judge, check_source, files_given
 from gemma_alignment.hooks.memory import peak_mb, reset_peak
 from gemma_alignment.hooks.outputs import changed, check_unchanged, made
 from gemma_alignment.stages import CLOSING, PREPARATION, STAGES, Stage
@@ -66,6 +67,8 @@ class Work:
     previous: Record | None = None
     """The ``run.json`` that was there before."""
     run_id: str | None = None
+    has_written: bool = False
+    """Whether any of its outputs is another than before it started."""
 
     @classmethod
     def of(cls, name: str, running: Pipeline, full: Pipeline, parameters: Mapping[str, Any], project: Path) -> Self:
@@ -85,8 +88,12 @@ class Work:
             previous=Record.read(directory),
         )
 
-    def begin(self, catalog: Any, **facts: Any) -> Record:
-        """The record of a start now, with the digests of the inputs that stand still.
+    def deviations(self) -> list[str]:
+        """How the record that is there differs from these parameters and the files that they name, a line each."""
+        return [] if self.previous is None else differences(self.previous, self.begin(None))
+
+    def begin(self, catalog: Any | None, **facts: Any) -> Record:
+        """The record of a start now, with the digests of the inputs that stand still (those of the catalog, if given).
 
         ``facts`` are further fields of the record. Nothing is written.
         """
@@ -100,8 +107,8 @@ class Work:
             **facts,
         )
 
-    def check_feasible(self) -> None:
-        """Refuse groups that do not fill the budget, and a GPU that is not there.
+    def check_feasible(self, catalog: Any) -> None:
+        """Refuse groups that do not fill the budget, a GPU, a file or a judge's key that is not there.
 
         Raises:
             UserError: with the setting.
@@ -109,6 +116,11 @@ class Work:
         if self.stage.is_arm:
             check_budget(self.stage.name, self.parameters)
         check_device(self.parameters)
+        read = {name for node in self.full.nodes if node.name in self.nodes for name in node.inputs}
+        if SOURCE in read:
+            check_source(self.parameters)
+        if JUDGE in read:
+            check_judge(self.parameters, catalog.load(JUDGE))
 
     def check(self, catalog: Any) -> None:
         """Refuse a start that would write over a finished run of something else, or over an interrupted one.
@@ -142,7 +154,11 @@ class Work:
             refuse(self.directory, self.previous, new, iterations[-1] if iterations else None, self.resume)
 
     def end(self, status: Status, catalog: Any, error: str | None = None) -> None:
-        """Write how the stage ended, with the digests of every input it had."""
+        """Write how the stage ended, with the digests of every input it had.
+
+        Where it failed before it wrote anything, what stands there is what an earlier one finished, and so is the
+        record.
+        """
         if self.record is None:
             return
         if status == "finished" and not self._is_whole(catalog):
@@ -151,7 +167,9 @@ class Work:
         outputs = made(self.full, catalog) if status in ("finished", "partial") else {}
         record = dataclasses.replace(self.record, fingerprints=fingerprints, outputs=outputs, peak_mb=peak_mb())
         self.record = record.end(status, error)
-        self.record.write(self.directory)
+        old = self.previous
+        stands = old if old is not None and old.status in ("finished", "partial") and not self.has_written else None
+        (self.record if stands is None or status in ("finished", "partial") else stands).write(self.directory)
 
     def is_current(self, catalog: Any) -> bool:
         """Whether a finished run of the same configuration and inputs stands there, outputs and all."""
@@ -164,6 +182,11 @@ class Work:
         for _, path in (others := changed(old, old.outputs, catalog)):
             logger.warning("%s is not what the stage %s left there: it is made again", path, self.stage.name)
         return not others
+
+    def would_repeat(self, catalog: Any) -> bool:
+        """Whether an arm is about to be trained that is finished and current."""
+        anew = not self.overwrite and not self.resume
+        return anew and self.stage.is_arm and self._trains and self.is_current(catalog)
 
     @property
     def continued(self) -> str | None:
@@ -195,22 +218,24 @@ class Work:
         kept = {key: value for key, value in record.fingerprints.items() if key not in changing}
         return dataclasses.replace(record, fingerprints=kept)
 
-    def _digests(self, catalog: Any) -> dict[str, str]:
+    def _digests(self, catalog: Any | None) -> dict[str, str]:
         read = free_inputs(self.full)
         found: dict[str, str] = {}
-        for label, names in INPUTS.items():
+        for label, names in INPUTS.items() if catalog is not None else ():
             paths = [path_of(catalog.get(name)) for name in names if name in read]
             there = [path for path in paths if path is not None and path.exists()]
             if there and len(there) == len(paths):
                 found[label] = digest(*there)
-        if self.stage.name in CLOSING:
+        if catalog is not None and self.stage.name in CLOSING:
             names = ("history.jsonl", "responses.jsonl")
             found["runs"] = digest(*sorted(path for name in names for path in self.directory.parent.rglob(name)))
-        preferences = self.parameters.get("preferences") or {}
-        if "preferences_source" in read and preferences.get("source") == "jsonl":
-            file = Path(str(preferences.get("path")))
-            found |= {"source": digest(file)} if file.is_file() else {}
-        return found
+        given = files_given(read, self.parameters)
+        return found | {label: digest(file) for label, file in given.items() if file.is_file()}
+
+    def wrote(self, name: str, catalog: Any) -> None:
+        """Learn that a dataset was saved: what only memory holds changes nothing."""
+        if name in self.full.all_outputs() and not isinstance(catalog.get(name), MemoryDataset):
+            self.has_written = True
 
     def _is_whole(self, catalog: Any) -> bool:
         """Whether every file that the whole stage leaves exists."""

@@ -4,17 +4,18 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 from gemma_alignment.errors import UserError
 from gemma_alignment.judging.batch_session import BatchSession
 from gemma_alignment.judging.batches import Batches
-from gemma_alignment.judging.budget import SpendLedger
+from gemma_alignment.judging.budget import SpendLedger, price_of
 from gemma_alignment.judging.cache import ReplyCache
 from gemma_alignment.judging.client import Judge
 from gemma_alignment.judging.openai_judge import OpenAIJudge
 from gemma_alignment.judging.recorded import RecordedJudge
 from gemma_alignment.judging.rubric import RubricJudge
-from gemma_alignment.judging.service import Service
+from gemma_alignment.judging.service import OPENAI, Service
 from gemma_alignment.judging.session import Session
 from gemma_alignment.parameters.judge import JudgeParameters
 
@@ -42,6 +43,18 @@ class JudgeConnection:
     def cache(self) -> ReplyCache:
         """The replies that were paid for."""
         return ReplyCache(self._cache_path)
+
+    def check(self, parameters: JudgeParameters) -> None:
+        """Refuse a judge that could not be asked, before anything is trained or written for it.
+
+        Raises:
+            UserError: a key or a file is missing, or the model has no price.
+        """
+        if parameters.kind == "recorded" and parameters.recorded_path is not None:
+            RecordedJudge(parameters.recorded_path)
+        elif parameters.kind == "openai":
+            self._check_key(parameters)
+            price_of(parameters)
 
     def judge(self, parameters: JudgeParameters, score: Callable[[str, str], float] | None = None) -> Judge:
         """The judge of ``parameters.kind``, which is by now "rubric", "openai" or "recorded".
@@ -85,13 +98,17 @@ class JudgeConnection:
         batches = Batches(judge, cache, path, remote.batch_size, remote.batch_poll_s)
         return BatchSession(judge, cache, 1, parameters.attempts, skip_identical, batches=batches)
 
-    def _openai(self, parameters: JudgeParameters) -> Judge:
-        remote = parameters.remote
-        if not self._api_key and parameters.base_url is None:
+    def _check_key(self, parameters: JudgeParameters) -> None:
+        official = urlsplit(OPENAI).hostname
+        if not self._api_key and urlsplit(parameters.base_url or OPENAI).hostname == official:
             raise UserError(
                 "judge.kind is openai, and OPENAI_API_KEY is not set in the environment. Set it, name a "
                 "compatible service that needs no key in judge.base_url, or set judge.kind=none."
             )
+
+    def _openai(self, parameters: JudgeParameters) -> Judge:
+        self._check_key(parameters)
+        remote = parameters.remote
         cap = math.inf if remote.spend_cap_usd is None else remote.spend_cap_usd
         ledger = SpendLedger(self._cache_path.with_suffix(".spend.jsonl"), cap)
         return OpenAIJudge(Service(self._api_key or "no-key-needed", parameters), parameters, ledger)

@@ -1,8 +1,10 @@
 """Calls to a service of the OpenAI kind: what is tried again, how soon, and what ends everything."""
 
 import logging
+import math
 import random
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
@@ -22,6 +24,8 @@ OPENAI = "https://api.openai.com/v1"
 RETRIED = frozenset({408, 409, 429})
 """Statuses below 500 that may pass by themselves; from 500 on all may."""
 FIRST_SERVER_ERROR = 500
+QUIET = 10.0
+"""Seconds between two lines about requests that are sent again: many threads fail for the same reason."""
 UNBILLED = frozenset({409, 429})
 """Of the statuses that are tried again, those that surely stand for no work done."""
 
@@ -65,6 +69,7 @@ class Service:
         self._model = parameters.model
         self._remote = remote
         self._rng = random.Random()
+        self._said = -math.inf
         self._stopping = threading.Event()
         self._pacer = Pacer(remote.requests_per_minute, self._stopping)
         self._client = openai.OpenAI(
@@ -143,7 +148,10 @@ class Service:
         if outcome.wait_s:
             self._pacer.hold(outcome.wait_s)  # the limit is everyone's
         jitter = backoff(sending, self._remote.backoff_s, self._remote.max_backoff_s, self._rng)
-        logger.info("The judge is asked again in %.1f s: %s.", outcome.wait_s + jitter, outcome.problem)
+        level = logging.DEBUG if time.monotonic() - self._said < QUIET else logging.INFO
+        if level == logging.INFO:
+            self._said = time.monotonic()
+        logger.log(level, "The judge is asked again in %.1f s: %s.", outcome.wait_s + jitter, outcome.problem)
         self.sleep(outcome.wait_s + jitter)
 
 

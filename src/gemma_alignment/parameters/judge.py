@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gemma_alignment.parameters.places import check_inside
+from gemma_alignment.stages import unknown_method
 
 JudgeKind = Literal["auto", "rubric", "openai", "recorded", "none"]
 
@@ -27,6 +28,9 @@ class EvaluationParameters:
         """Refuse settings that compare nothing."""
         if self.methods is not None and not self.methods:
             raise ValueError("evaluation.methods is empty: name at least one, or set null for every method found")
+        for name in self.methods or ():
+            if wrong := unknown_method(name):
+                raise ValueError(f"evaluation.methods: {wrong}")
         if self.seeds is not None and not self.seeds:
             raise ValueError("evaluation.seeds is empty: name at least one, or set null for every seed found")
         if self.max_prompts is not None and self.max_prompts < 1:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from gemma_alignment.stages import unknown_method
+
 
 @dataclass(frozen=True)
 class ProtocolParameters:
@@ -33,6 +35,9 @@ class ProtocolParameters:
 
     def __post_init__(self) -> None:
         """Refuse a protocol that cannot decide anything."""
+        for name in (self.method_a, self.method_b):
+            if wrong := unknown_method(name):
+                raise ValueError(wrong)
         if self.method_a == self.method_b:
             raise ValueError(f"method_a and method_b are both {self.method_a}: name two methods")
         if not 0.0 < self.confidence < 1.0:

@@ -3,11 +3,13 @@
 import re
 from dataclasses import dataclass
 
-from gemma_alignment.config import nearest
 from gemma_alignment.parameters.places import check_inside
-from gemma_alignment.stages import ARMS
+from gemma_alignment.stages import ARMS, unknown_method
 
 VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
+
+SEEDS = 2**32
+"""How many seeds there are: what every generator takes."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,12 @@ class RunParameters:
 
     def __post_init__(self) -> None:
         for name in ("seed", "prepare_seed"):
-            if not 0 <= getattr(self, name) < 2**32:
-                raise ValueError(f"{name} must be from 0 to 4294967295, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < SEEDS:
+                raise ValueError(f"{name} must be from 0 to {SEEDS - 1}, got {getattr(self, name)}")
         if self.resume and self.overwrite:
             raise ValueError("resume=true goes on with a run and overwrite=true begins anew: give one of them")
         if self.method not in ARMS:
-            near = nearest(self.method, ARMS)
-            hint = f"did you mean {near}?" if near else f"there are {', '.join(ARMS)}"
-            raise ValueError(f"unknown method {self.method}; {hint}")
+            raise ValueError(unknown_method(self.method) or f"method {self.method}: give the variant as variant=NAME")
         if not self.data_root:
             raise ValueError("data_root must name a folder")
         check_inside(data_root=self.data_root)

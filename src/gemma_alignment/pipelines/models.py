@@ -8,16 +8,18 @@ from gemma_alignment.config import build
 
 
 def prepare(runtime: Mapping[str, Any]) -> Any:
-    """Fix threads and choose the device.
+    """Fix threads, choose the device, and keep the bars of transformers off the screen.
 
     Raises:
         UserError: when the device asked for is not there.
     """
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from gemma_alignment.modeling.loading import choose_device
     from gemma_alignment.parameters.training import RuntimeParameters
 
+    disable_progress_bar()
     settings = build(RuntimeParameters, runtime, "runtime")
     torch.set_num_threads(settings.threads)
     return choose_device(settings.device)

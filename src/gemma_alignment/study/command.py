@@ -11,6 +11,7 @@ from gemma_alignment.config import build
 from gemma_alignment.dotted import dotted
 from gemma_alignment.errors import UserError
 from gemma_alignment.hooks.feasible import check_budget
+from gemma_alignment.hooks.paths import absolute
 from gemma_alignment.parameters.study import StudyParameters
 from gemma_alignment.study.estimates import Line, preflight
 from gemma_alignment.study.lock import alone
@@ -19,7 +20,8 @@ from gemma_alignment.study.project import Opened, read_parameters
 from gemma_alignment.study.status import counted, status_of
 from gemma_alignment.study.variants import ablations, accepted, check, sweeps
 
-COLORS = {"finished": "green", "running": "cyan", "failed": "red", "killed": "red", "vanished": "red"}
+BROKEN = ("failed", "killed", "vanished")
+COLORS = {"finished": "green", "running": "cyan", "other configuration": "yellow", **dict.fromkeys(BROKEN, "red")}
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def planned(
     Raises:
         UserError: for options and parameters that mean nothing.
     """
-    given = dotted(params)
+    given = absolute(dotted(params))
     settings = build(StudyParameters, read_parameters(project, env, {})["study"], "study")
     if quick:
         given = {**settings.quick, **given}
@@ -124,10 +126,9 @@ def _say_left_out(asked: Asked, console: Console) -> None:
 def show_status(asked: Asked) -> None:
     """One line a stage and run."""
     console = Console(highlight=False, soft_wrap=True)
-    iterations = int(asked.parameters["policy_optimization"]["num_iterations"])
-    lines = status_of(asked.plan, asked.data_root, iterations)
-    width = max(len(line.name) for line in lines)
+    lines = status_of(asked.plan, asked.project, asked.parameters)
+    width, wide = max(len(line.name) for line in lines), max(10, *(len(line.state) for line in lines))
     for line in lines:
         color = COLORS.get(line.state, "default")
-        console.print(f"{line.name:{width}}  [{color}]{line.state:10}[/] {line.detail}")
+        console.print(f"{line.name:{width}}  [{color}]{line.state:{wide}}[/] {line.detail}")
     console.print(counted(lines))

@@ -13,6 +13,7 @@ from rich.console import Console
 from gemma_alignment.config import build
 from gemma_alignment.fingerprints import Record
 from gemma_alignment.hooks.feasible import check_device
+from gemma_alignment.hooks.given import JUDGE, check_judge
 from gemma_alignment.hooks.store import shown
 from gemma_alignment.parameters.study import StudyParameters
 from gemma_alignment.stages import PREPARATION
@@ -43,6 +44,7 @@ def run_study(project: Path, plan: Plan, workers: int | None, console: Console, 
     """
     opened = Opened.open(project, plan)
     check_device(opened.parameters)
+    check_judge(opened.parameters, opened.catalog.load(JUDGE))
     stale = opened.left_to_prepare(resume)
     for arm in plan.arms:
         opened.check(opened.going_on(arm) if resume else arm, stale)
@@ -103,11 +105,8 @@ class _Study:
         return self._through([closing], 1) and all_well
 
     def _arm(self, run: Run) -> Child:
-        """The process of an arm, which is not started where it has nothing to do.
-
-        To resume a study, or to add an ablation or a sweep to it, leaves finished runs as they are.
-        """
-        reused = (self._resume or bool(self._plan.variants)) and self._opened.is_done(run)
+        """The process of an arm, which is not started where it has nothing to do: overwrite=true repeats it."""
+        reused = not self._opened.parameters["overwrite"] and self._opened.is_done(run)
         log = run.stages[0].directory(self._opened.data_root) / "run.log"
         return Child(self._going_on(run), log, reused=reused)
 

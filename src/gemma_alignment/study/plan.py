@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gemma_alignment.config import nearest
 from gemma_alignment.errors import UserError
-from gemma_alignment.stages import ARMS, CLOSING, PREPARATION, Stage
+from gemma_alignment.parameters.run import SEEDS
+from gemma_alignment.stages import ARMS, CLOSING, PREPARATION, Stage, unknown_method
 
 _SEEDS = re.compile(r"(\d+)(?:-(\d+))?")
 
@@ -80,11 +80,11 @@ class Plan:
     """What ablations and sweeps run beside the methods as they are configured, their baseline."""
 
     def __post_init__(self) -> None:
+        if not self.methods:
+            raise UserError(f"--methods names no method: there are {', '.join(ARMS)}")
         for name in self.methods:
             if name not in ARMS:
-                near = nearest(name, ARMS)
-                hint = f"did you mean {near}?" if near else f"there are {', '.join(ARMS)}"
-                raise UserError(f"unknown method {name}; {hint}")
+                raise UserError(unknown_method(name) or f"{name} is a variant: name {name.partition('@')[0]}")
         if "seed" in self.params:
             raise UserError("a study sets the seed of each run: use --seeds instead of --params seed=…")
         if "resume" in self.params:
@@ -128,6 +128,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         match = _SEEDS.fullmatch(part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last >= SEEDS:
+            raise UserError(f"--seeds {text}: a seed must be from 0 to {SEEDS - 1}, got {last}")
         if last < first:
             raise UserError(f"--seeds {text}: expected numbers and ranges such as 1-20,42, got {part!r}")
         seeds += range(first, last + 1)

@@ -6,6 +6,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from gemma_alignment.config import build
@@ -17,6 +18,7 @@ from gemma_alignment.parameters.data import (
     TokenizerParameters,
     WorldParameters,
 )
+from gemma_alignment.pipelines.data_processing.lines import json_line
 from gemma_alignment.pipelines.data_processing.rows import check_rows
 
 logger = logging.getLogger(__name__)
@@ -28,8 +30,15 @@ MANY = 0.2
 SCORE = re.compile(r"Score:\s*([0-9]+(?:\.[0-9]+)?)/10")
 
 
-def collect_preferences(source: Any, preferences: dict[str, Any], world: dict[str, Any], prepare_seed: int) -> Any:
-    """The rows as they come: generated, read from the user's file, or sampled from the hub."""
+def collect_preferences(
+    source: Any, preferences: dict[str, Any], world: dict[str, Any], prepare_seed: int
+) -> list[bytes]:
+    """The rows as they come, a line each: generated, read from the user's file, or sampled from the hub."""
+    found = _rows(source, preferences, world, prepare_seed)
+    return [row if isinstance(row, bytes) else json_line(row) for row in found]
+
+
+def _rows(source: Any, preferences: dict[str, Any], world: dict[str, Any], prepare_seed: int) -> Iterable[Any]:
     settings = build(PreferencesParameters, preferences, "preferences")
     if settings.source == "embedded":
         from gemma_alignment.world.preferences import generate_rows
@@ -39,10 +48,10 @@ def collect_preferences(source: Any, preferences: dict[str, Any], world: dict[st
     return source.rows(settings, prepare_seed)
 
 
-def validate_rows(preferences_raw: Any, preferences: dict[str, Any]) -> tuple[list[Row], list[Row]]:
+def validate_rows(collected_rows: Sequence[bytes], preferences: dict[str, Any]) -> tuple[list[Row], list[Row]]:
     """Sort every line into kept and rejected, each rejection with line number and reason."""
     settings = build(PreferencesParameters, preferences, "preferences")
-    return check_rows(preferences_raw.raw(), settings.max_line_bytes, *settings.score_range)
+    return check_rows(enumerate(collected_rows, 1), settings.max_line_bytes, *settings.score_range)
 
 
 def train_tokenizer(
@@ -91,7 +100,7 @@ def _hub_tokenizer(modeling: dict[str, Any]) -> Any:
 
 
 def limit_lengths(
-    kept: list[Row], rejected: list[Row], tokenizer: str, preferences: dict[str, Any]
+    kept: list[Row], rejected: list[Row], tokenizer: Any, preferences: dict[str, Any]
 ) -> tuple[list[Row], list[Row], dict[str, int]]:
     """Leave out rows with an over-long prompt or answer; nothing is ever cut.
 
@@ -103,7 +112,9 @@ def limit_lengths(
     from gemma_alignment.modeling.loading import load_chat
 
     settings = build(PreferencesParameters, preferences, "preferences")
-    chat = load_chat(tokenizer)
+    with TemporaryDirectory() as folder:  # as every later stage reads it
+        tokenizer.save_pretrained(folder)
+        chat = load_chat(folder)
     good, bad = [], list(rejected)
     for item in kept:
         row = item["row"]
@@ -172,6 +183,13 @@ def split_preferences(
             "Give more rows or another preferences.eval_fraction."
         )
     return train, test, _prompts(train), _prompts(test)
+
+
+def write_down(
+    collected_rows: list[bytes], dropped_rows: list[Row], counts: dict[str, int], trained_tokenizer: Any, *good: object
+) -> tuple[list[bytes], list[Row], dict[str, int], Any]:
+    """Hand on what is kept beside the ``good`` rows, once there are any: a source without writes over nothing."""
+    return collected_rows, dropped_rows, counts, trained_tokenizer
 
 
 def _prompts(rows: Iterable[Row]) -> list[Row]:

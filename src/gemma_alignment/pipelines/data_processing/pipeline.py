@@ -10,6 +10,7 @@ from gemma_alignment.pipelines.data_processing.nodes import (
     split_preferences,
     train_tokenizer,
     validate_rows,
+    write_down,
 )
 
 
@@ -20,10 +21,10 @@ def create_pipeline() -> Pipeline:
             node(
                 collect_preferences,
                 ["preferences_source", "params:preferences", "params:world", "params:prepare_seed"],
-                "preferences_raw", name="collect_preferences",
+                "collected_rows", name="collect_preferences",
             ),
             node(
-                validate_rows, ["preferences_raw", "params:preferences"], ["valid_rows", "invalid_rows"],
+                validate_rows, ["collected_rows", "params:preferences"], ["valid_rows", "invalid_rows"],
                 name="validate_rows",
             ),
             node(
@@ -32,15 +33,20 @@ def create_pipeline() -> Pipeline:
                     "valid_rows", "params:tokenizer", "params:modeling", "params:preferences",
                     "params:prepare_seed",
                 ],
-                "tokenizer", name="train_tokenizer",
+                "trained_tokenizer", name="train_tokenizer",
             ),
             node(
-                limit_lengths, ["valid_rows", "invalid_rows", "tokenizer", "params:preferences"],
-                ["preferences", "rejected_rows", "row_counts"], name="limit_lengths",
+                limit_lengths, ["valid_rows", "invalid_rows", "trained_tokenizer", "params:preferences"],
+                ["preferences", "dropped_rows", "counted_rows"], name="limit_lengths",
             ),
             node(
                 split_preferences, ["preferences", "params:preferences", "params:prepare_seed"],
                 ["preferences_train", "preferences_eval", "prompts_train", "prompts_eval"], name="split_preferences",
+            ),
+            node(
+                write_down,
+                ["collected_rows", "dropped_rows", "counted_rows", "trained_tokenizer", "preferences_train"],
+                ["preferences_raw", "rejected_rows", "row_counts", "tokenizer"], name="write_down",
             ),
             node(make_genrm_records, "preferences_train", "genrm_train", name="make_genrm_records"),
             node(

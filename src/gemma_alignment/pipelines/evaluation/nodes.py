@@ -74,9 +74,9 @@ def judge_pairs(pairs: Sequence[Row], judge: JudgeConnection, parameters: Row) -
 
 
 def question_judge(
-    preferences: Iterable[Row], pairs: Sequence[Row], judge: JudgeConnection, parameters: Row
+    preferences: Iterable[Row], pairs: Sequence[Row], judge: JudgeConnection, parameters: Row, *judged: object
 ) -> list[dict[str, object]]:
-    """Questions with a known answer, put to the same judge by the same rules."""
+    """Questions with a known answer, put to the same judge by the same rules after the pairs are ``judged``."""
     settings = build(JudgeParameters, parameters, "judge")
     kind, _ = _effective_kind(settings, pairs)
     # A recorded judge knows only what it was asked when it was recorded.
@@ -86,8 +86,10 @@ def question_judge(
     return _session(judge, settings, kind, skip_identical=False).judgements(questions)
 
 
-def judge_again(pairs: Sequence[Row], judge: JudgeConnection, parameters: Row) -> list[dict[str, object]]:
-    """Some of the pairs judged once more with another seed, drawn by a hash of their names."""
+def judge_again(
+    pairs: Sequence[Row], judge: JudgeConnection, parameters: Row, *judged: object
+) -> list[dict[str, object]]:
+    """Some of the ``judged`` pairs judged once more with another seed, drawn by a hash of their names."""
     settings = build(JudgeParameters, parameters, "judge")
     kind, _ = _effective_kind(settings, pairs)
     if kind in ("none", "recorded"):
@@ -98,8 +100,10 @@ def judge_again(pairs: Sequence[Row], judge: JudgeConnection, parameters: Row) -
     return _session(judge, again, kind).judgements(_comparisons(drawn[: settings.repeats]))
 
 
-def judge_labelled(pairs: Sequence[Row], judge: JudgeConnection, parameters: Row) -> list[dict[str, object]]:
-    """Pairs that people labelled, put to a language model that judges; each row with the ``label``.
+def judge_labelled(
+    pairs: Sequence[Row], judge: JudgeConnection, parameters: Row, *judged: object
+) -> list[dict[str, object]]:
+    """Pairs that people labelled, put to a language model after the others are ``judged``; each row with the ``label``.
 
     Raises:
         UserError: the file is not there, or holds no usable pair.

@@ -20,6 +20,8 @@ def create_pipeline(finished: Sequence[str] = ()) -> Pipeline:
     Args:
         finished: datasets that must be there first, such as the responses that other pipelines
             of the same run still write; their content reaches the nodes through the partitions.
+
+    The pairs are judged before anything else is asked: a judge that fails leaves every earlier file as it was.
     """
     nodes = [
         Node(
@@ -36,19 +38,19 @@ def create_pipeline(finished: Sequence[str] = ()) -> Pipeline:
         ),
         Node(
             question_judge,
-            inputs=["preferences_eval", "answer_pairs", "judge", "params:judge"],
+            inputs=["preferences_eval", "answer_pairs", "judge", "params:judge", "judgements"],
             outputs="canary_judgements",
             name="question_judge",
         ),
         Node(
             judge_again,
-            inputs=["answer_pairs", "judge", "params:judge"],
+            inputs=["answer_pairs", "judge", "params:judge", "judgements"],
             outputs="repeat_judgements",
             name="judge_again",
         ),
         Node(
             judge_labelled,
-            inputs=["answer_pairs", "judge", "params:judge"],
+            inputs=["answer_pairs", "judge", "params:judge", "judgements"],
             outputs="labelled_judgements",
             name="judge_labelled",
         ),

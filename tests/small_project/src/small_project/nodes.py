@@ -29,7 +29,7 @@ class Weights:
         Path(directory, "adapter_config.json").write_text(json.dumps({"value": self.value}))
 
 
-def make_base(preferences, prepare_seed):
+def make_base(source, preferences, prepare_seed):
     rows = [{"prompt_id": str(i), "prompt": f"prompt {i}"} for i in range(preferences["sample_size"] % 7 + 3)]
     return Weights(prepare_seed), rows
 
@@ -104,7 +104,7 @@ def train(method, sft, reward_model, prompts, settings, shared, runtime, seed, r
     return Weights(seed), *(run_log.rows(kind) for kind in ("history", "timing", "samples"))
 
 
-def judge(responses, run_cards, evaluation, *finished):
+def judge(responses, run_cards, connection, evaluation, settings, *finished):
     return [{"run": key, "rows": len(load())} for key, load in sorted(responses.items())]
 
 

@@ -29,7 +29,7 @@ def _closing(*finished):
     evaluation = [
         node(
             nodes.judge,
-            ["responses", "run_cards", "params:evaluation", *finished],
+            ["responses", "run_cards", "judge", "params:evaluation", "params:judge", *finished],
             "judgements",
             name="judge",
         )
@@ -49,7 +49,12 @@ def _closing(*finished):
 def register_pipelines():
     data = Pipeline(
         [
-            node(nodes.make_base, ["params:preferences", "params:prepare_seed"], ["base_model", "rows"], name="base"),
+            node(
+                nodes.make_base,
+                ["preferences_source", "params:preferences", "params:prepare_seed"],
+                ["base_model", "rows"],
+                name="base",
+            ),
             node(
                 nodes.split,
                 "rows",
