@@ -218,7 +218,7 @@ class Work:
         kept = {key: value for key, value in record.fingerprints.items() if key not in changing}
         return dataclasses.replace(record, fingerprints=kept)
 
-    def _digests(self, catalog: Any | None) -> dict[str, str]:
+    def _digests(self, catalog: Any) -> dict[str, str]:
         read = free_inputs(self.full)
         found: dict[str, str] = {}
         for label, names in INPUTS.items() if catalog is not None else ():
