@@ -160,6 +160,9 @@ def test_a_study_gives_its_processes_absolute_paths(project, monkeypatch):
     asked = planned(project.root, "test", given, "grpo", "1", quick=False)
     assert asked.plan.params["preferences.path"] == str(folder / "pairs.jsonl")
     assert asked.parameters["preferences"]["path"] == str(folder / "pairs.jsonl")
+    given["preferences"]["path"] = "../pairs.jsonl"
+    with pytest.raises(UserError, match=r"preferences\.path is '\.\./pairs\.jsonl', which leaves the project"):
+        planned(project.root, "test", given, "grpo", "1", quick=False)
 
 
 def test_the_bars_of_transformers_stay_off_the_screen():

@@ -4,17 +4,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gemma_alignment.config import ConfigError
 from gemma_alignment.dotted import dotted, nested
+from gemma_alignment.parameters.places import check_inside
 
 PATHS = ("preferences.path", "judge.recorded_path", "judge.labelled_path", "judge.reference_path")
 
 
 def absolute(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted parameters of a command with the paths among them made absolute."""
-    return {
-        key: str(Path.cwd() / value) if key in PATHS and isinstance(value, str) and value else value
-        for key, value in given.items()
-    }
+    """Dotted parameters of a command with the paths among them made absolute.
+
+    Raises:
+        ConfigError: for a relative path that climbs out of the folder.
+    """
+    paths = {key: value for key, value in given.items() if key in PATHS and isinstance(value, str) and value}
+    try:
+        check_inside(**paths)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return {**given, **{key: str(Path.cwd() / value) for key, value in paths.items()}}
 
 
 def absolute_tree(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -92,8 +92,8 @@ class Work:
         """How the record that is there differs from these parameters and the files that they name, a line each."""
         return [] if self.previous is None else differences(self.previous, self.begin(None))
 
-    def begin(self, catalog: Any | None, **facts: Any) -> Record:
-        """The record of a start now, with the digests of the inputs that stand still (those of the catalog, if given).
+    def begin(self, catalog: Any, **facts: Any) -> Record:
+        """The record of a start now, with the digests of the inputs that stand still (without a catalog: of files that parameters name).
 
         ``facts`` are further fields of the record. Nothing is written.
         """
