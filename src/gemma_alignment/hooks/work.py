@@ -93,7 +93,9 @@ class Work:
         return [] if self.previous is None else differences(self.previous, self.begin(None))
 
     def begin(self, catalog: Any, **facts: Any) -> Record:
-        """The record of a start now, with the digests of the inputs that stand still (without a catalog: of files that parameters name).
+        """The record of a start now, with the digests of the inputs that stand still.
+
+        Without a catalog these are only the files that parameters name.
 
         ``facts`` are further fields of the record. Nothing is written.
         """
@@ -113,9 +115,17 @@ class Work:
         Raises:
             UserError: with the setting.
         """
+        self.check_given(catalog)
         if self.stage.is_arm:
             check_budget(self.stage.name, self.parameters)
         check_device(self.parameters)
+
+    def check_given(self, catalog: Any) -> None:
+        """Refuse files that are not there, and a judge that could not be asked.
+
+        Raises:
+            UserError: with what is missing.
+        """
         read = {name for node in self.full.nodes if node.name in self.nodes for name in node.inputs}
         if SOURCE in read:
             check_source(self.parameters)

@@ -78,7 +78,7 @@ class Opened:
             work = self._work(name, {"resume": resume})
             if stale or not work.is_current(self.catalog):
                 stale.append(name)
-                work.check_feasible(self.catalog)
+                work.check_given(self.catalog)
                 dataclasses.replace(work, made_here=made).check(self.catalog)
                 made |= work.full.all_outputs()
         return tuple(stale)
