@@ -124,7 +124,8 @@ def test_ppo_takes_both_ends_of_discount_and_lambda():
 
 
 def test_ppo_divides_by_the_sd_of_a_group_only_where_there_is_one():
-    with pytest.raises(ConfigError, match="one response has no spread"):
+    message = r"one response has no spread\. Use whiten or none, or a group_size of at least 2\.$"
+    with pytest.raises(ConfigError, match=message):
         configured("ppo", normalize_advantages="group_std")
     assert configured("ppo", normalize_advantages="group_std", group_size=2).group_size == 2
 
