@@ -87,7 +87,7 @@ def processed(folder: Any, lines: list[bytes]) -> tuple[int, list[Any], list[Any
     source = SimpleNamespace(source="jsonl", path=str(file))
     good, bad = (JSONLinesDataset(str(folder / name)) for name in ("good.jsonl", "bad.jsonl"))
     kept, rejected = nodes.validate_rows(list(PreferenceSource().rows(source, 1)), PREFERENCES)
-    rows, rejected = nodes.limit_lengths(kept, rejected, toy.chat().tokenizer, PREFERENCES)
+    rows, rejected, _ = nodes.limit_lengths(kept, rejected, toy.chat().tokenizer, PREFERENCES)
     good.save(rows)
     bad.save(rejected)
     count = sum(bool(line.strip()) for line in file.read_bytes().split(b"\n"))

@@ -49,7 +49,7 @@ def test_a_session_of_all_stages_keeps_each_one_in_a_child_run(project):
     assert "sft.learning_rate" in runs["sft"].data.params
     assert "sft.learning_rate" not in runs["data_processing"].data.params
     assert "grpo.group_size" not in runs["ppo-seed42"].data.params
-    assert set(runs["sft"].data.metrics) == {"sft/loss", "sft/merge_max_logit_diff"}
+    assert set(runs["sft"].data.metrics) == {"sft/loss", "sft/merge_max_logit_diff", "budget/seconds"}
     assert set(runs["data_processing"].data.metrics) == {"data/rows_kept"}
     assert "reward/score_mean" not in session.data.metrics
     for name in stages:
@@ -245,10 +245,16 @@ def test_the_runs_of_a_study_stand_under_its_run_and_leave_it_open(project, monk
 def test_a_server_that_goes_away_does_not_stop_the_training(project, monkeypatch, caplog):
     prepared(project)
 
+    import mlflow
+
+    down, answer = [], mlflow.MlflowClient.get_run
+
     def gone(*args, **kwargs):
+        down.append(True)
         raise ConnectionError("connection refused")
 
     monkeypatch.setattr(Tracking, "_activate", gone)
+    monkeypatch.setattr(mlflow.MlflowClient, "get_run", lambda *args: gone() if down else answer(*args))
     with caplog.at_level(logging.WARNING, logger="gemma_alignment"):
         project.run("ppo")
     said = [record.getMessage() for record in caplog.records if "MLflow does not answer" in record.getMessage()]

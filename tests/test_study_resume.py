@@ -120,7 +120,7 @@ def test_an_evaluation_that_was_cut_off_goes_on_in_its_mlflow_run_if_it_is_the_s
     half.run("evaluation", resume=True)  # finished: made again, as a run of its own
     assert half.record("evaluation").mlflow_run_id != before.mlflow_run_id
     dataclasses.replace(half.record("evaluation"), status="killed").write(half.data / "07_model_output/evaluation")
-    half.run("evaluation", resume=True, evaluation__concurrency=2)
+    half.run("evaluation", resume=True, evaluation__max_prompts=2)
     assert len(half.runs()) == count + 2
 
 

@@ -100,11 +100,12 @@ def rows_with_repeats() -> list[dict]:
 
 def test_the_split_is_by_prompt_and_complete() -> None:
     rows = rows_with_repeats()
-    train, test, prompts_train, prompts_eval = nodes.split_preferences(rows, PREFERENCES, 42)
+    train, test, prompts_train, prompts_eval, sizes = nodes.split_preferences(rows, PREFERENCES, 42)
     assert Counter(json.dumps(r) for r in train + test) == Counter(json.dumps(r) for r in rows)
     assert not {r["prompt_id"] for r in train} & {r["prompt_id"] for r in test}
     assert {r["prompt_id"] for r in train} == {p["prompt_id"] for p in prompts_train}
     assert len(prompts_eval) == len({p["prompt_id"] for p in prompts_eval})
+    assert sizes == {"data/train_pairs": len(train), "data/eval_pairs": len(test)}
     assert 0.1 < len(test) / len(rows) < 0.3
     assert nodes.split_preferences(rows, PREFERENCES, 43)[1] != test
 

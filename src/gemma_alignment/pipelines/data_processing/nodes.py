@@ -167,8 +167,8 @@ def _held_out(prompt_id: str, fraction: float, seed: int) -> bool:
 
 def split_preferences(
     rows: list[Row], preferences: dict[str, Any], prepare_seed: int
-) -> tuple[list[Row], list[Row], list[Row], list[Row]]:
-    """Train and held-out pairs, split by prompt_id, and the distinct prompts of each.
+) -> tuple[list[Row], list[Row], list[Row], list[Row], dict[str, int]]:
+    """Train and held-out pairs, split by prompt_id, the distinct prompts of each, and how many pairs they are.
 
     Raises:
         UserError: when one side is empty.
@@ -182,14 +182,16 @@ def split_preferences(
             f"The split leaves {len(train)} training and {len(test)} held-out pairs of {len(rows)}. "
             "Give more rows or another preferences.eval_fraction."
         )
-    return train, test, _prompts(train), _prompts(test)
+    sizes = {"data/train_pairs": len(train), "data/eval_pairs": len(test)}
+    return train, test, _prompts(train), _prompts(test), sizes
 
 
 def write_down(
-    collected_rows: list[bytes], dropped_rows: list[Row], counts: dict[str, int], trained_tokenizer: Any, *good: object
-) -> tuple[list[bytes], list[Row], dict[str, int], Any]:
-    """Hand on what is kept beside the ``good`` rows, once there are any: a source without writes over nothing."""
-    return collected_rows, dropped_rows, counts, trained_tokenizer
+    collected_rows: list[bytes], dropped_rows: list[Row], counts: dict[str, int], sizes: dict[str, int],
+    trained_tokenizer: Any,
+) -> tuple[list[bytes], list[Row], dict[str, int], Any]:  # fmt: skip
+    """Hand on what is kept beside the pairs, once there are any: a source without writes over nothing."""
+    return collected_rows, dropped_rows, {**counts, **sizes}, trained_tokenizer
 
 
 def _prompts(rows: Iterable[Row]) -> list[Row]:

@@ -41,11 +41,12 @@ def create_pipeline() -> Pipeline:
             ),
             node(
                 split_preferences, ["preferences", "params:preferences", "params:prepare_seed"],
-                ["preferences_train", "preferences_eval", "prompts_train", "prompts_eval"], name="split_preferences",
+                ["preferences_train", "preferences_eval", "prompts_train", "prompts_eval", "split_sizes"],
+                name="split_preferences",
             ),
             node(
                 write_down,
-                ["collected_rows", "dropped_rows", "counted_rows", "trained_tokenizer", "preferences_train"],
+                ["collected_rows", "dropped_rows", "counted_rows", "split_sizes", "trained_tokenizer"],
                 ["preferences_raw", "rejected_rows", "row_counts", "tokenizer"], name="write_down",
             ),
             node(make_genrm_records, "preferences_train", "genrm_train", name="make_genrm_records"),
