@@ -146,7 +146,8 @@ def not_estimable(comparison: Mapping[str, Any], missing: Sequence[str], left_ou
         rows += [one for one in _parts(name, block, PARTS) if (name, one["part"]) != ("win_rate", "cohens_d")]
     for name, blocks in comparison["matched"].items():
         for block in blocks:
-            rows += _parts(f"{name} at equal {block['axis']}", block, PARTS)
+            what = f"{name} at equal {block['axis']}"
+            rows += [{"what": what, "reason": block["reason"]}] if block["reason"] else _parts(what, block, PARTS)
     card = comparison["reward_model_card"] or {}
     rows += _parts("reward model", card, {"auroc": "area under the ROC curve"})
     rows += _parts("reward model", card.get("length", {}), CORRELATIONS)
