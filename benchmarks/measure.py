@@ -44,7 +44,7 @@ class Meter:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.peaks: dict[str, dict[str, float]] = {}
-        self.baseline = 0.0 if device.type == "cuda" else _status("VmRSS")
+        self.baseline = 0.0 if device.type == "cuda" else _status("RssAnon")
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -68,7 +68,8 @@ class Meter:
                 "allocated_mb": torch.cuda.max_memory_allocated() / MB,
                 "reserved_mb": torch.cuda.max_memory_reserved() / MB,
             }
-        return dict.fromkeys(("allocated_mb", "reserved_mb"), _status("VmHWM") - self.baseline)
+        peak = _status("VmHWM") - _status("RssFile")  # without the code of libraries, which comes in as it is used
+        return dict.fromkeys(("allocated_mb", "reserved_mb"), peak - self.baseline)
 
 
 def _status(key: str) -> float:
