@@ -38,7 +38,7 @@ def test_another_process_of_the_same_number_is_not_the_one():
     assert not runs(os.getpid(), "another-boot/1")
 
 
-def test_a_record_of_a_number_that_was_given_again_is_not_alive():
+def test_a_record_of_a_number_that_was_given_again_is_not_alive(tmp_path):
     record = Record("grpo", 1, "", {}, {})
-    assert record.is_alive
-    assert not Record("grpo", 1, "", {}, {}, born="before-the-reboot/17").is_alive
+    assert record.is_alive(tmp_path)
+    assert not Record("grpo", 1, "", {}, {}, born="before-the-reboot/17").is_alive(tmp_path)

@@ -126,7 +126,7 @@ def test_yaml_makes_no_objects(project, text):
 def test_nothing_listens_to_the_world():
     texts = {path: path.read_text(encoding="utf-8") for path in [*SOURCES, ROOT / "Makefile", ROOT / "README.md"]}
     assert not [path for path, text in texts.items() if "0.0.0.0" in text]  # noqa: S104
-    servers = re.findall(r".*(?:viz run|kedro mlflow ui).*", texts[ROOT / "Makefile"])
+    servers = re.findall(r".*(?:kedro viz .*run|kedro mlflow ui).*", texts[ROOT / "Makefile"])
     assert servers and all("--host 127.0.0.1" in line for line in servers)
 
 

@@ -223,19 +223,24 @@ def test_a_merged_model_that_is_not_finite_is_noticed() -> None:
 def test_sft_measures_what_a_table_in_8_bits_costs(tmp_path, caplog: pytest.LogCaptureFixture) -> None:
     from modeling.test_rl_base import modeling
 
+    from gemma_alignment.datasets.checkpoint_store import CheckpointStore
     from gemma_alignment.datasets.run_log import RunLog
     from gemma_alignment.modeling.saving import SavedModel
     from gemma_alignment.pipelines.sft.nodes import train_sft
 
     SavedModel(tiny_gemma(SHAPE, V, 0), chat().tokenizer).save_pretrained(str(tmp_path / "base"))
     rows = [{"prompt": p, "chosen": [{"role": "assistant", "content": "apple and pear"}]} for p in PROMPTS]
-    settings = {**vars(TRAINING), "chosen_share": 1.0, "genrm_share": 0.0, "eval_pairs": 4}
+    settings = {
+        **vars(TRAINING), "chosen_share": 1.0, "genrm_share": 0.0, "eval_pairs": 4, "checkpoint_every": 1,
+        "checkpoints_kept": 1,
+    }  # fmt: skip
     found = {}
     for embedding in ("as_saved", "int8"):
         with caplog.at_level("INFO"):
             _, history = train_sft(
                 str(tmp_path / "base"), rows, rows, [], modeling(embedding=embedding),
                 {"device": "cpu", "threads": 1}, settings, 1, RunLog(tmp_path / embedding),
+                CheckpointStore(tmp_path / embedding / "checkpoints", False),
             )  # fmt: skip
         found[embedding] = history[-1]
     plain, small = found["as_saved"], found["int8"]
