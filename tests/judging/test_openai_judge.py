@@ -183,6 +183,7 @@ def test_requests_keep_the_pace(service, remote_judge):
     ("answer", "match"),
     [
         (error(429, "insufficient_quota", "You exceeded your current quota"), "quota is used up"),
+        (error(400, "billing_hard_limit_reached", "Billing hard limit has been reached"), "quota is used up"),
         (error(401, "invalid_api_key", f"Incorrect API key provided: {KEY}"), "refused the key"),
         (error(403), "refused the key"),
         (error(404, "model_not_found"), "knows no model"),

@@ -121,7 +121,7 @@ def test_the_verdict_takes_the_wider_bound_of_each_kind(made):
     assert (c["verdict"]["low"], c["verdict"]["high"]) == (low, high)
 
 
-def test_seeds_of_one_rate_leave_the_interval_over_prompts():
+def test_seeds_of_one_rate_leave_no_interval_for_new_seeds():
     row = [1.0, 0.5, 0.0, 1.0, 1.0, 0.0]
     rate = crossed([row, row[::-1]])
     block = {
@@ -130,7 +130,8 @@ def test_seeds_of_one_rate_leave_the_interval_over_prompts():
         "over_seeds": {"low": rate.seed_low, "high": rate.seed_high},
     }
     assert rate.seed_low is None
-    assert widest(block) == (rate.prompt_low, rate.prompt_high)
+    assert rate.prompt_low is not None
+    assert widest(block) == (None, None)
     assert widest({**block, "seeds": 1}) == (None, None)
 
 
@@ -332,7 +333,7 @@ def test_a_report_that_shows_nothing_is_refused():
 def test_the_verdict_compares_the_rate_with_one_half(low, high, word):
     inner = {"low": 0.5, "high": 0.5}
     crossed_block = {"seeds": 3, "estimate": 0.5, "reason": None, "over_prompts": {"low": low, "high": high}}
-    rates = {"ppo_vs_grpo": {"crossed": {**crossed_block, "over_seeds": {"low": None, "high": None}}}}
+    rates = {"ppo_vs_grpo": {"crossed": {**crossed_block, "over_seeds": {"low": low, "high": high}}}}
     protocol = build(ProtocolParameters, PROTOCOL, "protocol")
     verdict = verdict_block({"win_rates": rates, "metrics": {}}, protocol)
     assert (verdict["word"], verdict["low"], verdict["high"]) == (word, low, high)

@@ -40,7 +40,9 @@ RESPONSE_SCHEMA: dict[str, object] = {
     "additionalProperties": False,
 }
 
-PROMPT_VERSION = f"pairwise-{digest(SYSTEM, RESPONSE_SCHEMA)[:10]}"
+FORM = "json, < escaped"
+"""How the answers travel; see :func:`user_message`."""
+PROMPT_VERSION = f"pairwise-{digest(SYSTEM, RESPONSE_SCHEMA, FORM)[:10]}"
 """Made from the text itself: a changed word is another version and reuses no old reply."""
 
 CONTROL_STRINGS = (
@@ -56,14 +58,17 @@ CONTROL_STRINGS = (
 
 
 def user_message(request: Request) -> str:
-    """The prompt and the two answers as one JSON object."""
+    """The prompt and the two answers as one JSON object.
+
+    ``<`` travels escaped: a server may read a chat template's own tokens (``<end_of_turn>``) out of a string.
+    """
     data = {"prompt": request.prompt, "answer_1": request.answer_1, "answer_2": request.answer_2}
     text = json.dumps(data, ensure_ascii=False)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:  # half of a surrogate pair can only travel escaped
-        return json.dumps(data, ensure_ascii=True)
-    return text
+        text = json.dumps(data, ensure_ascii=True)
+    return text.replace("<", "\\u003c")
 
 
 def control_strings(text: str) -> int:

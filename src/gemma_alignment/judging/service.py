@@ -155,6 +155,7 @@ class Service:
         self.sleep(outcome.wait_s + jitter)
 
 
+NOTHING_LEFT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 QUOTA_USED_UP = "the account's quota is used up (insufficient_quota): add credit"
 
 
@@ -165,7 +166,7 @@ def is_final(status: int) -> bool:
 
 def is_quota(code: object, kind: object) -> bool:
     """Whether an error's code or type says that the account has nothing left."""
-    return "insufficient_quota" in (code, kind)
+    return not NOTHING_LEFT.isdisjoint((code, kind))
 
 
 def give_up(problem: str) -> NoReturn:

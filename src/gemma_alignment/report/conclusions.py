@@ -52,12 +52,10 @@ def widest(crossed: Mapping[str, Any]) -> tuple[float | None, float | None]:
 
     What is said of two methods must hold for new prompts and for new seeds; three rates that happen to
     lie close together would otherwise claim more than their prompts can show. None with one seed, and
-    where neither interval exists. Seeds of one and the same rate leave the interval over prompts.
+    where one of the two does not exist: seeds of one and the same rate say nothing of new seeds.
     """
-    if crossed["seeds"] < 2:
-        return None, None
-    intervals = [crossed[kind] for kind in ("over_prompts", "over_seeds") if crossed[kind]["low"] is not None]
-    if not intervals:
+    intervals = [crossed[kind] for kind in ("over_prompts", "over_seeds")]
+    if crossed["seeds"] < 2 or any(one["low"] is None for one in intervals):
         return None, None
     return min(one["low"] for one in intervals), max(one["high"] for one in intervals)
 
@@ -86,7 +84,7 @@ def _from_win_rate(crossed: Mapping[str, Any], protocol: ProtocolParameters) -> 
         "interval": "the wider end of the intervals over prompts and over seeds",
         "n": crossed["seeds"],
         "margin": protocol.margin,
-        "reason": None if low is not None else crossed["reason"],
+        "reason": None if low is not None else crossed["reason"] or crossed["over_seeds"].get("reason"),
     }
 
 
@@ -96,6 +94,10 @@ def _from_metric(metric: Mapping[str, Any] | None, protocol: ProtocolParameters)
     difference: Block = metric["difference"] if metric else nothing
     better = metric["higher_is_better"] if metric else True
     verdict = judge_difference(difference["low"], difference["high"], protocol.effect_size_margin, better)
+    holm = metric.get("holm_p") if metric else None
+    if verdict.word in ("better", "worse") and holm is not None and holm >= protocol.alpha:
+        wide = 2 * protocol.effect_size_margin  # what the table calls not resolved after Holm is no headline either
+        verdict = judge_difference(-wide, wide, protocol.effect_size_margin, better)
     return {
         "metric": protocol.effect_size_metric,
         "primary": False,

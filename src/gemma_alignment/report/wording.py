@@ -81,7 +81,8 @@ def effect_sentence(comparison: Block) -> str | None:
     effect, label = block["cohens_d"], block["label"].lower()
     if effect["d"] is None:
         return f"Cohen’s d of the {label} is not estimable: {effect['reason']}."
-    words = comparison["limits"]["magnitude"]
+    said = reading(block, comparison["protocol"])  # the table's word: d alone would say more than Holm allows
+    words = said if said.startswith("not ") else comparison["limits"]["magnitude"]
     least = block["power"]["least_d"]
     interval = bounds(effect["d_low"], effect["d_high"], 2)
     return (

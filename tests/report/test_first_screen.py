@@ -1,0 +1,42 @@
+"""The first screen says no more than the tables below it."""
+
+import pytest
+from fake_study import fake_study
+
+from gemma_alignment.parameters.reporting import ProtocolParameters
+from gemma_alignment.pipelines.reporting.nodes import compare
+from gemma_alignment.report.conclusions import verdict_block, widest
+from gemma_alignment.report.wording import effect_sentence
+
+
+@pytest.fixture
+def unjudged():
+    comparison, _ = compare(*fake_study(judged=False).inputs())
+    fixed = {key: value for key, value in comparison["protocol"].items() if key != "fingerprint"}
+    return comparison, ProtocolParameters(**fixed)
+
+
+def with_holm(comparison, p):
+    name = comparison["protocol"]["effect_size_metric"]
+    return {**comparison, "metrics": {**comparison["metrics"], name: {**comparison["metrics"][name], "holm_p": p}}}
+
+
+def test_d_is_given_the_word_of_the_table(unjudged):
+    comparison, _ = unjudged
+    assert "higher" in effect_sentence(with_holm(comparison, 0.01))
+    taken_back = effect_sentence(with_holm(comparison, 0.20))
+    assert "not resolved after Holm" in taken_back and "higher" not in taken_back and "large" not in taken_back
+
+
+def test_a_headline_from_the_score_needs_what_its_table_needs(unjudged):
+    comparison, protocol = unjudged
+    assert verdict_block(with_holm(comparison, 0.01), protocol)["word"] in ("better", "worse")
+    assert verdict_block(with_holm(comparison, 0.20), protocol)["word"] == "not resolved"
+
+
+def test_seeds_of_one_and_the_same_rate_say_nothing_of_new_seeds():
+    prompts = {"low": 0.55, "high": 0.62, "reason": None}
+    seeds = {"low": 0.52, "high": 0.65, "reason": None}
+    assert widest({"seeds": 3, "over_prompts": prompts, "over_seeds": seeds}) == (0.52, 0.65)
+    equal = {"low": None, "high": None, "reason": "no variance among the values"}
+    assert widest({"seeds": 3, "over_prompts": prompts, "over_seeds": equal}) == (None, None)
