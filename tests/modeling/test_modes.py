@@ -6,7 +6,9 @@ from modeling.test_roles import batch
 from torch import nn
 from toy import LORA, SHAPE, chat, disturb, rounded, shared
 
+from gemma_alignment.modeling.loading import load_base
 from gemma_alignment.modeling.roles import SharedBase
+from gemma_alignment.modeling.saving import SavedModel
 from gemma_alignment.modeling.tiny import tiny_gemma
 
 
@@ -33,6 +35,20 @@ def test_two_forwards_in_train_mode_are_bitwise_equal() -> None:
     assert one.model.config.attention_dropout == 0
     with one.role("policy", train=True):
         assert one.model.training
+        assert torch.equal(one.logprobs(batch(), 1.0)[0], one.logprobs(batch(), 1.0)[0])
+
+
+def test_a_base_with_dropout_is_loaded_without_any(tmp_path) -> None:
+    """That of attention is no module: the configuration and the layers hold its rate."""
+    noisy = tiny_gemma(SHAPE, len(chat().tokenizer), 0)
+    noisy.config.attention_dropout = 0.3
+    SavedModel(noisy, chat().tokenizer).save_pretrained(str(tmp_path))
+    base = load_base(str(tmp_path), "none", "float32", torch.device("cpu"))
+    rates = [getattr(part, "attention_dropout", 0.0) for part in base.modules()]
+    assert base.config.attention_dropout == 0 and not any(rates)
+    one = SharedBase(base, LORA, 0, True)
+    one.add("policy")
+    with one.role("policy", train=True):
         assert torch.equal(one.logprobs(batch(), 1.0)[0], one.logprobs(batch(), 1.0)[0])
 
 

@@ -141,6 +141,13 @@ def test_the_first_bad_gradient_is_named_and_none_is_touched(values: dict[str, f
         assert torch.equal(parameters[name].grad.nan_to_num(7), gradient.nan_to_num(7))  # type: ignore[union-attr]
 
 
+def test_a_tensor_without_a_gradient_stops_the_step() -> None:
+    parameters = {"reached": torch.nn.Parameter(torch.ones(2)), "left out": torch.nn.Parameter(torch.ones(2))}
+    parameters["reached"].sum().backward()
+    with pytest.raises(RuntimeError, match="grpo, iteration 3: 1 of 2 tensors have no gradient, such as left out"):
+        clipped(parameters, 1.0, "grpo, iteration 3")
+
+
 def test_gradients_are_clipped_as_torch_does() -> None:
     ours, theirs = gradients(w=3.0, v=-4.0), gradients(w=3.0, v=-4.0)
     norm = clipped(ours, 1.0, "here")

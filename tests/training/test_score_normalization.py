@@ -115,10 +115,25 @@ def test_fixed_keeps_the_statistics_of_the_start():
     assert normalizer.normalize(torch.tensor([4.0])).item() == pytest.approx(1.0)
 
 
-def test_none_leaves_scores_bit_by_bit():
-    normalizer, scores = score_normalizer("none", 2.0, 4.0, 0.5), torch.tensor([0.1, -3.3])
+def test_none_gives_back_the_reward_models_own_output():
+    outputs = torch.tensor([0.1, -3.3])
+    normalizer, scores = score_normalizer("none", 2.0, 4.0, 0.5), (outputs - 2.0) / 4.0**0.5
     normalizer.update(scores)
-    assert torch.equal(normalizer.normalize(scores), scores)
+    torch.testing.assert_close(normalizer.normalize(scores), outputs)
+    assert torch.equal(score_normalizer("none", 0.0, 1.0, 0.5).normalize(scores), scores)
+
+
+def test_the_three_values_are_three_experiments():
+    """As the arm builds them: `none` with the reward model's scale, the others at (0, 1), after a batch."""
+    batch = torch.tensor([0.5, 1.5, -0.25])
+    made = {mode: score_normalizer(mode, *start, 0.5) for mode, start in
+            {"ema": (0.0, 1.0), "fixed": (0.0, 1.0), "none": (0.7, 4.0)}.items()}  # fmt: skip
+    for normalizer in made.values():
+        normalizer.update(batch)
+    found = {mode: normalizer.normalize(batch) for mode, normalizer in made.items()}
+    assert not torch.allclose(found["ema"], found["fixed"])
+    assert not torch.allclose(found["fixed"], found["none"])
+    assert not torch.allclose(found["none"], found["ema"])
 
 
 def test_ema_is_the_moving_one():

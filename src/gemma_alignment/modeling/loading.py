@@ -112,14 +112,23 @@ def load_base(directory: str, quantization: str, dtype: str, device: Any) -> Any
     if quantization == "none":
         model = model.to(device)
     modules: list[Any] = list(model.modules())
+    _without_dropout(model.config.get_text_config(), modules)
     for module in modules:
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0  # a noisy log-probability makes the first ratio differ from 1
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # bitsandbytes would lay the weights out anew at the first forward without a gradient, rounding them,
             # and later backward passes would leave these layers out: wrong gradients without an error
             module.support_avx512bf16_for_cpu = False
     return model.eval().requires_grad_(False)
+
+
+def _without_dropout(config: Any, modules: list[Any]) -> None:
+    """Every dropout is 0, that of attention too, which is no module: a noisy log-probability moves the first ratio."""
+    for owner in (config, *modules):
+        if isinstance(owner, torch.nn.Dropout):
+            owner.p = 0.0
+        for name, value in list(vars(owner).items()):
+            if ("dropout" in name or "pdrop" in name) and isinstance(value, float):
+                setattr(owner, name, 0.0)
 
 
 def check_tokenizer(chat: Chat, base: Any, directory: str) -> None:

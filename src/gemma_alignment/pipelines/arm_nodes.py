@@ -59,6 +59,8 @@ def train_policy(
     load_role(model, "reward", rm_model_bt, sft_merged_model)
     if how.needs_critic:
         model.add("critic", zero_head=True)
+    mean, sd = read_normalizer(rm_model_bt)
+    start_at = (mean, sd**2) if how.normalize_scores == "none" else (0.0, 1.0)  # scores come as (r - mean) / sd
     run = Run(
         method=how, model=model, chat=chat,
         prompts=[(row["prompt_id"], row["prompt"]) for row in prompts_train],
@@ -67,8 +69,8 @@ def train_policy(
         kl_controller=KLController(
             control.schedule, control.target, control.horizon, control.max_rise, control.max_fall
         ),
-        score_normalizer=score_normalizer(how.normalize_scores, 0.0, 1.0, ema.decay),
-        scale=read_normalizer(rm_model_bt), seed=seed, evaluation_seed=prepare_seed,
+        score_normalizer=score_normalizer(how.normalize_scores, *start_at, ema.decay),
+        scale=(mean, sd), seed=seed, evaluation_seed=prepare_seed,
         gold=gold_of(preferences),
         peak_memory=lambda: peak_memory_mb(device),
     )  # fmt: skip

@@ -22,8 +22,14 @@ def clipped(parameters: Mapping[str, nn.Parameter], max_grad_norm: float, where:
 
     Raises:
         UserError: when the gradient is not finite; it names ``where`` and the first bad tensor.
+        RuntimeError: when a tensor has none: the step would train less than was meant, without a word.
     """
     gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    if lacking := [name for name in parameters if name not in gradients]:
+        raise RuntimeError(
+            f"{where}: {len(lacking)} of {len(parameters)} tensors have no gradient, such as {lacking[0]}: an adapter "
+            "was switched or disabled between the forward and its backward"
+        )
     norm = torch.nn.utils.get_total_norm(list(gradients.values()))
     if not bool(torch.isfinite(norm)):
         bad = [name for name, gradient in gradients.items() if not bool(torch.isfinite(gradient).all())]

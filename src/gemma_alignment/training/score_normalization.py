@@ -76,24 +76,31 @@ class FixedNormalizer(EMANormalizer):
         """Nothing moves."""
 
 
-class IdentityNormalizer(EMANormalizer):
-    """Scores as the reward model gives them: what ``none`` means."""
+class RawNormalizer(EMANormalizer):
+    """Scores in the unit of the reward model's own output: what ``none`` means.
+
+    Scores come in units of its fixed normaliser, whose mean and variance this one is given: it undoes them.
+    """
 
     def normalize(self, scores: Tensor) -> Tensor:
-        """The same scores."""
-        return scores
+        """s · sd + mean."""
+        return scores * self.variance**0.5 + self.mean
 
     def update(self, scores: Tensor) -> None:
         """Nothing moves."""
 
 
 NORMALIZERS: dict[str, type[EMANormalizer]] = {
-    "ema": EMANormalizer, "fixed": FixedNormalizer, "none": IdentityNormalizer,
+    "ema": EMANormalizer, "fixed": FixedNormalizer, "none": RawNormalizer,
 }  # fmt: skip
 
 
 def score_normalizer(
     mode: Literal["ema", "fixed", "none"], mean: float, variance: float, decay: float
 ) -> EMANormalizer:
-    """The normaliser of a method's ``normalize_scores``, starting at ``mean`` and ``variance``."""
+    """The normaliser of a method's ``normalize_scores``.
+
+    ``ema`` and ``fixed`` start at ``mean`` and ``variance`` of the scores that come in; ``none`` takes them as those of
+    the fixed normaliser that it undoes.
+    """
     return NORMALIZERS[mode](mean, variance, decay)
