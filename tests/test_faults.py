@@ -211,30 +211,43 @@ def test_a_second_study_in_the_same_folder_is_refused_and_the_first_is_named(pro
 
 
 def test_a_locked_store_holds_nothing_up_and_gets_every_point_later(forked, monkeypatch):
-    """Another program holds the SQLite file from the second record of the arms until they are over."""
-    monkeypatch.setenv("SMALL_HANG", "grpo:1")
+    """Another program holds the SQLite file from the second record of both arms until they say they are finished.
+
+    It lets go just then: MLflow takes the end of the runs, so FINISHED is no sign that it has their points.
+    """
+    from mlflow.store.db.utils import sql
+
+    text = sql.text  # MLflow waits 20 s for a lock, each time; the processes are forked from this one
+    monkeypatch.setattr(sql, "text", lambda words: text(words.replace("= 20000;", "= 2000;")))
+    monkeypatch.setenv("SMALL_HANG", "ppo:1,grpo:1")
     monkeypatch.setenv("SMALL_HANG_S", "4")
-    holder = threading.Thread(target=hold, args=(forked,))
+    holder = threading.Thread(target=hold, args=(forked, (ARM, "ppo/seed=1")))
     holder.start()
     code, _ = studied(forked)
     holder.join()
-    assert forked.record(ARM).status == "finished"
-    if code:  # the closing stages found the store still locked
-        monkeypatch.delenv("SMALL_HANG")
-    assert studied(forked, resume=True)[0] == 0
+    assert code == 0
     assert steps(forked, ARM) == [0, 1, 2, 3] == steps(forked, "ppo/seed=1")
     assert set(forked.states().values()) == {"FINISHED"}
+    assert studied(forked, resume=True)[0] == 0
+    assert steps(forked, ARM) == [0, 1, 2, 3] == steps(forked, "ppo/seed=1")
 
 
-def hold(project, seconds=25):
-    """Lock the store for some seconds, once GRPO has two lines."""
-    history = project.data / "07_model_output" / ARM / "history.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (history.exists() and history.read_text().count("\n") == 2):
-        time.sleep(0.05)
+def hold(project, folders):
+    """Lock the store from the second line of the runs in ``folders`` until their records say how they ended."""
+    deadline = time.monotonic() + 180
+
+    def until(is_so):
+        while time.monotonic() < deadline and not all(map(is_so, folders)):
+            time.sleep(0.02)
+
+    def begun(folder):
+        history = project.data / "07_model_output" / folder / "history.jsonl"
+        return history.exists() and history.read_text().count("\n") == 2
+
+    until(begun)
     with closing(sqlite3.connect(project.root / "mlflow.db", timeout=30, isolation_level=None)) as connection:
         connection.execute("BEGIN EXCLUSIVE")
-        time.sleep(seconds)
+        until(lambda folder: project.record(folder).status != "running")
         connection.execute("ROLLBACK")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from gemma_alignment.datasets.metric_writer import synchronize
 from gemma_alignment.datasets.run_log import RunLog
 from gemma_alignment.errors import brief
-from gemma_alignment.fingerprints import Record
+from gemma_alignment.fingerprints import Record, Status
 from gemma_alignment.hooks.provenance import command, git_commit
 from gemma_alignment.hooks.session import MLFLOW_STATUS
 from gemma_alignment.hooks.store import find_run
@@ -29,6 +29,7 @@ class ParentRun:
 
         self._client = MlflowClient()
         self._warned = False
+        self._brought: set[tuple[str, Status]] = set()
         self._experiment = experiment_id
         self.tracking_uri: str = self._client.tracking_uri
         run = self._study_of(earlier)
@@ -85,9 +86,16 @@ class ParentRun:
             record = Record.read(directory)
             if record is not None and record.mlflow_run_id and record.status != "running":
                 with self._patient():
-                    if self._is_running(record.mlflow_run_id):
-                        synchronize(self._client, record.mlflow_run_id, RunLog(directory).points())
-                        self._client.set_terminated(record.mlflow_run_id, MLFLOW_STATUS[record.status])
+                    self._bring(record.mlflow_run_id, record.status, directory)
+
+    def _bring(self, run_id: str, status: Status, directory: Path) -> None:
+        """Points first: a store that came back in between may have taken the end of a run, and none of its curves."""
+        if (run_id, status) in self._brought:
+            return
+        synchronize(self._client, run_id, RunLog(directory).points())
+        if self._is_running(run_id):
+            self._client.set_terminated(run_id, MLFLOW_STATUS[status])
+        self._brought.add((run_id, status))
 
     @contextmanager
     def _patient(self) -> Iterator[None]:

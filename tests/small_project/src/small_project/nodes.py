@@ -74,7 +74,7 @@ def _train(name, seed, settings, last, metrics, run_log, checkpoints):
             yield Record(i, metrics(i), {"budget/seconds": 0.001}, ({"response": "é"},), state)
             if i == 1 and os.environ.get("SMALL_FAIL") == f"{name}:{seed}":
                 raise ArithmeticError(f"the loss is not finite{os.environ.get('SMALL_FAIL_WITH', '')}")
-            if i == 1 and os.environ.get("SMALL_HANG") == f"{name}:{seed}":
+            if i == 1 and f"{name}:{seed}" in os.environ.get("SMALL_HANG", "").split(","):
                 time.sleep(float(os.environ.get("SMALL_HANG_S", "60")))
             if i == 1 and os.environ.get("SMALL_FILL") == f"{name}:{seed}":
                 _fill()
