@@ -27,8 +27,8 @@ GOOD = next(iter(generate_rows(1, 1.0, 0.6, 0.0, 5)))
 LONGEST = 20_000
 PREFERENCES = {
     "source": "jsonl", "path": "here", "repository": None, "revision": None, "split": "train_prefs", "sample_size": 60,
-    "eval_fraction": 0.2, "min_rows": 1, "score_range": [0, 10], "max_prompt_tokens": 96, "max_response_tokens": 96,
-    "max_line_bytes": LONGEST,
+    "eval_fraction": 0.2, "unseen_sources": [], "min_rows": 1, "score_range": [0, 10], "max_prompt_tokens": 96,
+    "max_response_tokens": 96, "max_line_bytes": LONGEST,
 }  # fmt: skip
 MARKERS = ["<start_of_turn>", "<end_of_turn>", "<bos>", "<eos>", "<pad>", "<start_of_turn>model\n", "\x01user\x01"]
 AWKWARD = [

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from gemma_alignment.errors import UserError
 from gemma_alignment.pipelines.data_processing import nodes
 from gemma_alignment.pipelines.data_processing.rows import check_rows
-from gemma_alignment.world.preferences import generate_rows
+from gemma_alignment.world.grammar import read_instruction
+from gemma_alignment.world.preferences import generate_rows, unseen_tasks
 
 GOOD = next(iter(generate_rows(1, 1.0, 0.6, 0.0, 5)))
 PREFERENCES = {
     "source": "embedded", "path": None, "repository": None, "revision": None, "split": "train_prefs",
     "sample_size": 60, "eval_fraction": 0.2, "min_rows": 5, "score_range": [0, 10], "max_prompt_tokens": 96,
-    "max_response_tokens": 96, "max_line_bytes": 100000,
+    "max_response_tokens": 96, "max_line_bytes": 100000, "unseen_sources": ["new task"],
 }  # fmt: skip
 
 
@@ -108,6 +109,31 @@ def test_the_split_is_by_prompt_and_complete() -> None:
     assert sizes == {"data/train_pairs": len(train), "data/eval_pairs": len(test)}
     assert 0.1 < len(test) / len(rows) < 0.3
     assert nodes.split_preferences(rows, PREFERENCES, 43)[1] != test
+
+
+def test_an_unseen_source_is_held_out_whole_and_so_is_each_prompt_that_has_a_row_of_it(caplog) -> None:
+    rows = [{**row, "source": "known"} for row in rows_with_repeats()]
+    twice = Counter(row["prompt_id"] for row in rows).most_common(1)[0][0]
+    next(row for row in rows if row["prompt_id"] == twice)["source"] = "new"
+    rows[0] |= {"source": ["no", "text"]}
+    settings = {**PREFERENCES, "eval_fraction": 1e-9, "unseen_sources": ["new", "nowhere"]}
+    with caplog.at_level("INFO"):
+        train, test, prompts_train, prompts_eval, _ = nodes.split_preferences(rows, settings, 42)
+    assert {row["prompt_id"] for row in test} == {twice}
+    assert len(test) > 1
+    assert [row["prompt_id"] for row in prompts_eval] == [twice]
+    assert all(row["source"] in ("known", ["no", "text"]) for row in (*train, *prompts_train))
+    assert "No row is of the source 'nowhere'" in caplog.text
+    assert "'new'" not in caplog.text
+
+
+def test_the_worlds_new_tasks_are_in_no_training_prompt() -> None:
+    rows = list(generate_rows(2000, 0.8, 0.7, 0.2, 9, unseen=3))
+    _, _, prompts_train, prompts_eval, _ = nodes.split_preferences(rows, PREFERENCES, 9)
+    seen, held = ({read_instruction(row["prompt"]) for row in side} for side in (prompts_train, prompts_eval))
+    assert len(held - seen) == 3
+    assert held - seen == unseen_tasks(3, 9)
+    assert {row["source"] for row in prompts_eval} == {"known task", "new task"}
 
 
 def test_lengths_are_limited_and_nothing_is_cut() -> None:

@@ -56,9 +56,18 @@ class Study(dict):
             self["judgements"],
             self["judge_card"],
             self["eval_scores"],
+            self.prompts(),
             protocol or PROTOCOL,
             reporting or REPORTING,
         )
+
+    def prompts(self):
+        """The held-out prompts, every third of another source."""
+        rows = self["files"]["sft"]["responses.jsonl"]
+        return [
+            {"prompt_id": row["prompt_id"], "prompt": row["prompt"], "source": "essays" if i % 3 else "lists"}
+            for i, row in enumerate(rows)
+        ]
 
     def write(self, root):
         """The same as files under ``root``."""
@@ -75,6 +84,9 @@ class Study(dict):
         (output / "reward_model").mkdir(exist_ok=True)
         text = "".join(json.dumps(row) + "\n" for row in self["eval_scores"])
         (output / "reward_model" / "eval_scores.jsonl").write_text(text, encoding="utf-8")
+        (Path(root) / "03_primary").mkdir(exist_ok=True)
+        text = "".join(json.dumps(row) + "\n" for row in self.prompts())
+        (Path(root) / "03_primary" / "prompts_eval.jsonl").write_text(text, encoding="utf-8")
         (output / "judge_card.json").write_text(json.dumps(self["judge_card"]), encoding="utf-8")
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gemma_alignment.world.gold import gold_score
 from gemma_alignment.world.grammar import KINDS, NUMBERS, PHRASINGS, USES, Task, instruction, read_instruction
-from gemma_alignment.world.preferences import generate_rows
+from gemma_alignment.world.preferences import generate_rows, unseen_tasks
 from gemma_alignment.world.text import answer
 
 PROMPT = "Name two fruits for a song."
@@ -69,6 +69,31 @@ def test_a_perfect_judge_agrees_with_about_nine_pairs_in_ten() -> None:
     agreement = sum((a > b) + 0.5 * (a == b) for a, b in gold) / len(gold)
     assert 0.86 < agreement < 0.94
     assert all(row["score_chosen"] >= row["score_rejected"] for row in rows)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_unseen_tasks_leave_every_kind_and_every_number_to_be_trained_on(seed) -> None:
+    for count in range(len(KINDS) + 1):
+        held = unseen_tasks(count, seed)
+        assert len(held) == len({task.kind for task in held}) == count
+        rest = {(number, kind) for number in NUMBERS for kind in KINDS} - {(t.number, t.kind) for t in held}
+        assert {kind for _, kind in rest} == set(KINDS)
+        assert {number for number, _ in rest} == set(NUMBERS)
+    assert len({task.number for task in unseen_tasks(3, seed)}) == 3
+    assert unseen_tasks(3, seed) == unseen_tasks(3, seed) != unseen_tasks(3, seed + 100)
+
+
+def test_more_unseen_tasks_than_kinds_are_refused() -> None:
+    with pytest.raises(ValueError, match=f"world.unseen_tasks is {len(KINDS) + 1}, but there are {len(KINDS)} kinds"):
+        unseen_tasks(len(KINDS) + 1, 1)
+
+
+def test_the_source_of_a_row_is_whether_its_task_is_unseen() -> None:
+    rows = list(generate_rows(300, 0.8, 0.7, 0.2, 5, unseen=4))
+    held = unseen_tasks(4, 5)
+    for row in rows:
+        assert row["source"] == ("new task" if read_instruction(row["prompt"]) in held else "known task")
+    assert len({row["source"] for row in rows}) == 2
 
 
 def test_the_same_seed_gives_the_same_rows_and_another_does_not() -> None:

@@ -25,6 +25,8 @@ class PreferencesParameters:
     """Rows to generate, or to sample from the hub."""
     eval_fraction: float
     """Part of the prompts held out."""
+    unseen_sources: tuple[str, ...]
+    """Every prompt with a row of these sources is held out: nothing of its kind is trained on."""
     min_rows: int
     """Stop when fewer rows remain."""
     score_range: tuple[float, float]
@@ -59,6 +61,8 @@ class WorldParameters:
     """Writers' skills are uniform from 0 to this."""
     corrupted_share: float
     """Part of the pairs in which one answer is broken."""
+    unseen_tasks: int
+    """Tasks, each a number of a kind of thing, whose rows are of the source ``new task``."""
 
     def __post_init__(self) -> None:
         check_share(max_skill=self.max_skill, corrupted_share=self.corrupted_share)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from gemma_alignment.parameters.reporting import ProtocolParameters
+from gemma_alignment.report.by_source import by_source
 from gemma_alignment.report.cautions import cautions
 from gemma_alignment.report.comparing import (
     Block,
@@ -44,6 +45,8 @@ class Study:
     generator: np.random.Generator
     eval_scores: Sequence[Mapping[str, Any]] = ()
     """What the reward model says of each held-out pair."""
+    prompts: Sequence[Mapping[str, Any]] = ()
+    """The held-out prompts, with their source where the data names it."""
 
     @property
     def families(self) -> tuple[str, str]:
@@ -86,6 +89,7 @@ def compare_study(study: Study, judge: Mapping[str, Any], versions: Mapping[str,
         "mlflow_view": next((r.card["mlflow_view"] for r in reversed(used) if r.card.get("mlflow_view")), None),
         "phases": phases(study.runs, study.families),
         "baseline": _baseline(study.runs, used),
+        "by_source": by_source(study.runs, study.families, study.prompts),
         "stability": stability_blocks(study.runs, protocol),
         **variant_blocks(study.runs, protocol),
         "judge": {**judge, "judged": any(rates.values())},

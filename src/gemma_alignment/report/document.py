@@ -7,6 +7,7 @@ from gemma_alignment.parameters.reporting import ReportingParameters
 from gemma_alignment.report import (
     answer_table,
     budget_section,
+    by_source,
     judge_section,
     phases,
     reward_section,
@@ -108,6 +109,7 @@ def _parts(
 def _results(comparison: Block) -> Html:
     if not comparison["metrics"]:
         return h("p", "No finished run of either method was found.")
+    sources = by_source.table_of(comparison)
     answers, robust = tables.final_answers(comparison), seeds_section.robust(comparison)
     return join(
         [
@@ -121,6 +123,7 @@ def _results(comparison: Block) -> Html:
             details("Tests, each with the least p it can reach", tables.significance(comparison)),
             details("Paired by seed (another scale than d)", tables.paired(comparison)),
             details("The final answers, prompt by prompt", answers) if answers else None,
+            details("By the source of the prompts", sources, open_=True) if sources else None,
             details("Interquartile mean and probability of improvement", robust) if robust else None,
         ]
     )

@@ -10,6 +10,24 @@ from gemma_alignment.world.grammar import KINDS, NUMBERS, PHRASINGS, USES, Task,
 from gemma_alignment.world.remarks import remark
 from gemma_alignment.world.text import answer, corrupted
 
+KNOWN_TASK, NEW_TASK = "known task", "new task"
+"""Sources of the world's rows: whether the task is one of those that are kept for testing."""
+
+
+def unseen_tasks(count: int, seed: int) -> frozenset[Task]:
+    """``count`` tasks to hold out whole: of different kinds, the numbers in turn.
+
+    So every kind is trained on, and every number, but not these of them together.
+
+    Raises:
+        ValueError: for more tasks than there are kinds.
+    """
+    if not 0 <= count <= len(KINDS):
+        raise ValueError(f"world.unseen_tasks is {count}, but there are {len(KINDS)} kinds: give 0 to {len(KINDS)}")
+    chance = random.Random(f"{seed}/unseen tasks")
+    kinds, numbers = chance.sample(list(KINDS), count), chance.sample(list(NUMBERS), len(NUMBERS))
+    return frozenset(Task(numbers[i % len(numbers)], kind) for i, kind in enumerate(kinds))
+
 
 def prompt_id(prompt: str) -> str:
     """sha256 of the text, as UltraFeedback names its prompts."""
@@ -22,19 +40,21 @@ def draw_prompt(chance: random.Random) -> str:
     return instruction(task, chance.randrange(len(PHRASINGS)), chance.randrange(len(USES)))
 
 
-def row(prompt: str, chosen: str, rejected: str, score_chosen: float, score_rejected: float) -> dict[str, Any]:
-    """A row in the schema of ``HuggingFaceH4/ultrafeedback_binarized``."""
+def row(
+    prompt: str, chosen: str, rejected: str, score_chosen: float, score_rejected: float, source: str = KNOWN_TASK
+) -> dict[str, Any]:
+    """A row in the schema of ``HuggingFaceH4/ultrafeedback_binarized``, and its source."""
     user = {"content": prompt, "role": "user"}
     better = [user, {"content": chosen, "role": "assistant"}]
     return {
         "prompt": prompt, "prompt_id": prompt_id(prompt), "chosen": better,
         "rejected": [user, {"content": rejected, "role": "assistant"}], "messages": better,
-        "score_chosen": score_chosen, "score_rejected": score_rejected,
+        "score_chosen": score_chosen, "score_rejected": score_rejected, "source": source,
     }  # fmt: skip
 
 
 def generate_rows(
-    rows: int, noise: float, max_skill: float, corrupted_share: float, seed: int
+    rows: int, noise: float, max_skill: float, corrupted_share: float, seed: int, unseen: int = 0
 ) -> Iterator[dict[str, Any]]:
     """``rows`` preference pairs.
 
@@ -44,8 +64,10 @@ def generate_rows(
         max_skill: writers' skills are uniform from 0 to this.
         corrupted_share: part of the pairs in which one answer is broken.
         seed: of the only source of chance.
+        unseen: tasks whose rows are of the source ``NEW_TASK``.
     """
     chance = random.Random(seed)
+    new = unseen_tasks(unseen, seed)
     made = 0
     while made < rows:
         prompt = draw_prompt(chance)
@@ -61,7 +83,7 @@ def generate_rows(
         scored = sorted(((min(10.0, max(0.0, score)), text) for score, text in noisy), reverse=True)
         (high, chosen), (low, rejected) = scored
         made += 1
-        yield row(prompt, chosen, rejected, round(high, 1), round(low, 1))
+        yield row(prompt, chosen, rejected, round(high, 1), round(low, 1), NEW_TASK if task in new else KNOWN_TASK)
 
 
 def dialogue(

@@ -44,7 +44,8 @@ def _rows(source: Any, preferences: dict[str, Any], world: dict[str, Any], prepa
         from gemma_alignment.world.preferences import generate_rows
 
         of = build(WorldParameters, world, "world")
-        return generate_rows(settings.sample_size, of.noise, of.max_skill, of.corrupted_share, prepare_seed)
+        noise, skill, broken = of.noise, of.max_skill, of.corrupted_share
+        return generate_rows(settings.sample_size, noise, skill, broken, prepare_seed, of.unseen_tasks)
     return source.rows(settings, prepare_seed)
 
 
@@ -170,20 +171,34 @@ def split_preferences(
 ) -> tuple[list[Row], list[Row], list[Row], list[Row], dict[str, int]]:
     """Train and held-out pairs, split by prompt_id, the distinct prompts of each, and how many pairs they are.
 
+    Held out are the prompts of ``unseen_sources``, all of them, and by a hash a part of the others.
+
     Raises:
         UserError: when one side is empty.
     """
-    fraction = build(PreferencesParameters, preferences, "preferences").eval_fraction
-    held_out = [_held_out(row["prompt_id"], fraction, prepare_seed) for row in rows]
+    settings = build(PreferencesParameters, preferences, "preferences")
+    unseen = _prompts_of(rows, settings.unseen_sources)
+    held_out = [
+        row["prompt_id"] in unseen or _held_out(row["prompt_id"], settings.eval_fraction, prepare_seed) for row in rows
+    ]
     train = [row for row, out in zip(rows, held_out, strict=True) if not out]
     test = [row for row, out in zip(rows, held_out, strict=True) if out]
     if not train or not test:
         raise UserError(
             f"The split leaves {len(train)} training and {len(test)} held-out pairs of {len(rows)}. "
-            "Give more rows or another preferences.eval_fraction."
+            "Give more rows, another preferences.eval_fraction, or fewer preferences.unseen_sources."
         )
     sizes = {"data/train_pairs": len(train), "data/eval_pairs": len(test)}
     return train, test, _prompts(train), _prompts(test), sizes
+
+
+def _prompts_of(rows: list[Row], sources: Sequence[str]) -> set[str]:
+    """The ids of the prompts with a row of one of ``sources``; a source that no row names is said."""
+    there = {row["source"] for row in rows if isinstance(row.get("source"), str)}
+    for source in sources:
+        if source not in there:
+            logger.info("No row is of the source %r, which preferences.unseen_sources holds out whole.", source)
+    return {row["prompt_id"] for row in rows if row.get("source") in sources}
 
 
 def write_down(
@@ -195,9 +210,10 @@ def write_down(
 
 
 def _prompts(rows: Iterable[Row]) -> list[Row]:
-    """Every prompt once, in the order of its first row."""
-    distinct = {row["prompt_id"]: row["prompt"] for row in reversed(list(rows))}
-    return [{"prompt_id": key, "prompt": distinct[key]} for key in reversed(distinct)]
+    """Every prompt once, with its source where it has one, in the order of its first row."""
+    distinct = {row["prompt_id"]: row for row in reversed(list(rows))}
+    kept = ("prompt_id", "prompt", "source")
+    return [{key: row[key] for key in kept if row.get(key) is not None} for row in reversed(distinct.values())]
 
 
 def genrm_question(prompt: str, response: str) -> str:

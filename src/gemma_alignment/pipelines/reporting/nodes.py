@@ -37,6 +37,7 @@ def compare(
     judgements: Iterable[Mapping[str, Any]],
     judge_card: Mapping[str, Any],
     eval_scores: Iterable[Mapping[str, Any]],
+    prompts_eval: Iterable[Mapping[str, Any]],
     protocol: Mapping[str, Any],
     reporting: Mapping[str, Any],
     *finished: object,
@@ -51,6 +52,7 @@ def compare(
         judgements: one row an order of a comparison; none when nothing was judged.
         judge_card: what is known of the judge itself.
         eval_scores: what the reward model says of each held-out pair.
+        prompts_eval: the held-out prompts, with their source where the data names it.
         protocol: section ``protocol``.
         reporting: section ``reporting``.
         finished: datasets that only had to be there first.
@@ -68,7 +70,8 @@ def compare(
 
     runs = collect_runs(histories, timings, responses, run_cards)
     generator = np.random.default_rng(settings.bootstrap_seed)
-    study = Study(runs, _outcomes(judgements), fixed, settings.bootstrap_draws, generator, list(eval_scores))
+    outcomes, read = _outcomes(judgements), (list(eval_scores), list(prompts_eval))
+    study = Study(runs, outcomes, fixed, settings.bootstrap_draws, generator, *read)
     comparison = compare_study(study, judge_card, _versions())
     verdict = comparison["verdict"]
     logger.info("%s v %s: %s.", fixed.method_a.upper(), fixed.method_b.upper(), verdict["phrase"])

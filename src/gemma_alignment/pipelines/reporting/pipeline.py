@@ -25,6 +25,7 @@ def create_pipeline(finished: Sequence[str] = ()) -> Pipeline:
                 "judgements",
                 "judge_card",
                 "reward_model.eval_scores",
+                "prompts_eval",
                 "params:protocol",
                 "params:reporting",
                 *finished,
