@@ -40,16 +40,14 @@ study: .venv/.base  ## the whole embedded study; QUICK=1: one seed, small
 test: .venv/.test  ## the test suite, a process a core; WORKERS=0: in one
 	$(BIN)/python -m pytest -n $(or $(WORKERS),2) $(ARGS)
 
-lint: .venv/.test  ## style, types, and who may import whom
+lint: .venv/.test  ## style, types, who may import whom, known vulnerabilities (AUDIT=0: those not looked up)
 	$(BIN)/ruff check src tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	@$(if $(AUDIT),$(MAKE) --no-print-directory audit,echo "known vulnerabilities: not looked up; make lint AUDIT=1 asks the advisory service about every locked version")
+	@$(if $(filter 0,$(AUDIT)),echo "known vulnerabilities: not looked up",$(MAKE) --no-print-directory audit)
 
 audit: .venv/.audit  ## known vulnerabilities of the locked versions, by the advisory service of the package index
-	@found=$$($(BIN)/pip-audit --disable-pip --no-deps --progress-spinner off -r requirements.lock 2>&1); code=$$?; echo "$$found"; \
-	if [ $$code -ne 0 ] && grep -qiE "connection|timed out|max retries|unreachable" <<< "$$found"; \
-	then echo "the advisory service does not answer: the dependencies were NOT audited"; else exit $$code; fi
+	@$(BIN)/python .ci/audit.py requirements.lock
 
 mutate: .venv/.mutate  ## mutation tests of the formulas; ARGS="gemma_alignment.objectives*" for a part
 	$(BIN)/mutmut run --max-children $(or $(WORKERS),1) $(ARGS)
