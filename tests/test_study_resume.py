@@ -159,10 +159,28 @@ def test_a_study_that_the_store_has_lost_is_a_new_one(half):
     (lost,) = [run.info.run_id for run in half.runs() if run.info.run_name == "study-x"]
     records = Opened.open(half.root, plan()).records(plan().arms)
     experiment = half.runs()[0].info.experiment_id
-    assert ParentRun(half.root, experiment, "study-y", {}, records).run_id == lost
+    assert ParentRun(half.root, experiment, "study-y", {}, half.data, records).run_id == lost
     half.client.delete_run(lost)
-    found = ParentRun(half.root, experiment, "study-y", {}, records)
+    found = ParentRun(half.root, experiment, "study-y", {}, half.data, records)
     assert (found.name, found.run_id == lost) == ("study-y", False)
+
+
+def test_a_study_that_was_shot_before_it_wrote_anything_is_gone_on_with_or_ended(half):
+    experiment = Opened.open(half.root, plan()).experiment_id
+
+    def parent(folder=half.data, resume=False):
+        return ParentRun(half.root, experiment, "study-y", {}, folder, (), resume).run_id
+
+    def status(run_id):
+        return half.client.get_run(run_id).info.status
+
+    elsewhere, shot = parent(half.root), parent()
+    under = half.client.create_run(experiment, tags={"mlflow.parentRunId": shot}).info.run_id
+    assert parent(resume=True) == shot
+    assert [status(one) for one in (shot, under, elsewhere)] == ["RUNNING"] * 3
+    following = parent()
+    assert following not in (shot, elsewhere)
+    assert [status(one) for one in (shot, under, elsewhere, following)] == ["KILLED", "KILLED", "RUNNING", "RUNNING"]
 
 
 @pytest.mark.cli

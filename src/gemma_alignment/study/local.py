@@ -81,7 +81,7 @@ class _Study:
             tags["variants"] = ",".join(f"{variant.method}@{variant.name}" for variant in plan.variants)
         name = f"study-{datetime.now():%Y%m%d-%H%M%S}"
         earlier = opened.records([plan.preparation, *plan.arms, plan.closing]) if resume else []
-        self.parent = ParentRun(opened.path, opened.experiment_id, name, tags, earlier)
+        self.parent = ParentRun(opened.path, opened.experiment_id, name, tags, opened.data_root, earlier, resume)
         self._variables = environment(self.parent.run_id, self.parent.name, self.parent.tracking_uri)
         self.children: list[Child] = []
         self._started = time.monotonic()

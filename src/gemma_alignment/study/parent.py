@@ -1,6 +1,7 @@
 """The MLflow run of the study, and the right end for every run under it."""
 
 import logging
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +19,21 @@ from gemma_alignment.study.processes import Child
 logger = logging.getLogger(__name__)
 
 
+FOLDER = "study_folder"
+"""Tag of a study's run: the machine and the data folder, in which one study runs at a time."""
+
+
 class ParentRun:
-    """The parent of every run of one study: a new one, or that of an earlier attempt which this one finishes."""
+    """The parent of every run of one study: a new one, or that of an earlier attempt which this one finishes.
+
+    A study that was shot leaves its run RUNNING. Whoever holds the data folder now knows that it is dead: with
+    ``resume`` the run is gone on with, else it ends as KILLED, and whatever stands under it.
+    """
 
     def __init__(
-        self, project: Path, experiment_id: str, name: str, tags: Mapping[str, str], earlier: Sequence[Record] = ()
-    ) -> None:
+        self, project: Path, experiment_id: str, name: str, tags: Mapping[str, str], data_root: Path,
+        earlier: Sequence[Record] = (), resume: bool = False,
+    ) -> None:  # fmt: skip
         from mlflow import MlflowClient
         from mlflow.tracking.context.registry import resolve_tags
 
@@ -32,11 +42,17 @@ class ParentRun:
         self._brought: set[tuple[str, Status]] = set()
         self._experiment = experiment_id
         self.tracking_uri: str = self._client.tracking_uri
-        run = self._study_of(earlier)
+        folder = f"{socket.gethostname()}:{data_root.resolve()}"
+        left = self._left_in(folder)
+        run = self._study_of(earlier) or (left[0] if resume and left else None)
+        for one in left:
+            if run is None or one.info.run_id != run.info.run_id:
+                self._end(one.info.run_id, "KILLED")
         self.name: str = name if run is None else run.info.run_name
         own = {
             "study": self.name,
             "stage": "study",
+            FOLDER: folder,
             "command": command(),
             "mlflow.source.git.commit": git_commit(project) or "unknown",
             **tags,
@@ -57,6 +73,14 @@ class ParentRun:
             if parent is not None and parent.data.tags.get("stage") == "study":
                 return parent
         return None
+
+    def _left_in(self, folder: str) -> list[Any]:
+        """The studies of the folder that still say RUNNING, the newest first."""
+        running = self._client.search_runs(
+            [self._experiment], "tags.stage = 'study' and attributes.status = 'RUNNING'",
+            order_by=["attributes.start_time DESC"],
+        )  # fmt: skip
+        return [run for run in running if run.data.tags.get(FOLDER) == folder]
 
     def settle(self, child: Child, data_root: Path) -> None:
         """Give the records and MLflow runs of a process that is over the end that it did not write itself.
@@ -112,13 +136,15 @@ class ParentRun:
     def end(self, status: str) -> None:
         """End the study's run, and whatever under it still says RUNNING."""
         with self._patient():
-            under = self._client.search_runs(
-                [self._experiment],
-                f"tags.mlflow.parentRunId = '{self.run_id}' and attributes.status = 'RUNNING'",
-            )
-            for run in under:
-                self._client.set_terminated(run.info.run_id, "KILLED" if status == "KILLED" else "FAILED")
-            self._client.set_terminated(self.run_id, status)
+            self._end(self.run_id, status)
+
+    def _end(self, run_id: str, status: str) -> None:
+        under = self._client.search_runs(
+            [self._experiment], f"tags.mlflow.parentRunId = '{run_id}' and attributes.status = 'RUNNING'"
+        )
+        for run in under:
+            self._client.set_terminated(run.info.run_id, "KILLED" if status == "KILLED" else "FAILED")
+        self._client.set_terminated(run_id, status)
 
     def _is_running(self, run_id: str) -> bool:
         info: Any = self._client.get_run(run_id).info
