@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import socket
+import socketserver
 import sqlite3
 import subprocess
 import sys
@@ -321,6 +322,55 @@ def test_a_server_that_comes_back_in_time_gets_everything_at_the_end(project, se
     at_call(monkeypatch, RunLog, "close", 1, server.up)
     project.run("grpo", seed=1)
     assert steps(project, ARM) == [0, 1, 2, 3]
+
+
+class Slow(socketserver.ThreadingMixIn, socketserver.TCPServer):
+    """Hands every connection to a server, and each of its answers back a second late."""
+
+    daemon_threads, allow_reuse_address = True, True
+
+    def __init__(self, port):
+        self.behind, self.late = port, False
+        super().__init__(("127.0.0.1", 0), SlowConnection)
+
+
+class SlowConnection(socketserver.BaseRequestHandler):
+    def handle(self):
+        with socket.create_connection(("127.0.0.1", self.server.behind)) as there:
+            threading.Thread(target=self.forward, args=(self.request, there, False), daemon=True).start()
+            self.forward(there, self.request, True)
+
+    def forward(self, source, target, is_answer):
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                if is_answer and self.server.late:
+                    time.sleep(1.0)
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.cli
+def test_a_slow_server_keeps_no_record_waiting_and_gets_every_point(project, server, monkeypatch):
+    """Every answer takes a second from the second record on; an append that asked it would take as long."""
+    project.run("data_processing", "sft", "reward_model")
+    with Slow(server.port) as slow:
+        threading.Thread(target=slow.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{slow.server_address[1]}")
+        spent, append = [], RunLog.append
+
+        def timed(log, record):
+            slow.late = record.iteration >= 1
+            begun = time.thread_time(), time.monotonic()
+            append(log, record)
+            spent.append((time.monotonic() - begun[1]) - (time.thread_time() - begun[0]))
+
+        monkeypatch.setattr(RunLog, "append", timed)
+        project.run("grpo", seed=1)
+        slow.shutdown()
+    assert len(spent) == 4
+    assert min(spent[1:]) < 0.5
+    assert steps(project, ARM) == [0, 1, 2, 3]
+    assert project.client.get_run(project.record(ARM).mlflow_run_id).info.status == "FINISHED"
 
 
 def test_little_memory_is_a_limit_of_the_process(monkeypatch):
