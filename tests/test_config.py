@@ -87,6 +87,19 @@ def test_a_wrong_value_is_named_with_its_place(change, message):
         build(Outer, {**GOOD, **change}, "outer")
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [("x" * 10**6, "1000002 characters (str)"), ([0] * 10**5, "300000 characters (list)"), (10**5000, "digits (int)")],
+    ids=["text", "list", "number"],
+)
+def test_a_huge_value_is_shown_in_part(value, shown):
+    key = "rate" if isinstance(value, int) else "count"
+    with pytest.raises(ConfigError) as error:
+        build(Outer, {**GOOD, key: value}, "outer")
+    assert str(error.value).endswith(shown)
+    assert len(str(error.value)) < 300
+
+
 def test_every_missing_key_is_named_at_once():
     rest = {key: value for key, value in GOOD.items() if key not in ("rate", "names")}
     with pytest.raises(ConfigError, match=r"^missing parameters: outer\.rate, outer\.names$"):

@@ -15,6 +15,8 @@ T = TypeVar("T")
 
 LARGEST = 2**1024
 """No float reaches it; an integer from here on cannot become one."""
+SHOWN = 200
+"""Characters of a value that an error repeats."""
 
 
 class ConfigError(UserError):
@@ -166,4 +168,11 @@ def _named(expected: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    return "null" if value is None else f"{value!r} ({type(value).__name__})"
+    if value is None:
+        return "null"
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than some thousand digits
+        text = "a number of thousands of digits"
+    cut = text if len(text) <= SHOWN else f"{text[:SHOWN]}… {len(text)} characters"
+    return f"{cut} ({type(value).__name__})"
