@@ -47,6 +47,30 @@ def test_a_directory_replaces_one_that_has_other_files(tmp_path):
     assert names(tmp_path) == ["model"]
 
 
+def test_what_a_killed_process_left_goes_with_the_next_write_and_nothing_else_does(tmp_path):
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    with beside(tmp_path / "a.json") as path:
+        path.write_text("first")
+        mine = path.name
+    dead = mine.replace(str(os.getpid()), str(killed.pid))
+    others = [
+        mine.replace(str(os.getpid()), str(os.getppid())),  # runs
+        dead.replace(".a.", ".b."),  # another target
+        dead.replace(f".{killed.pid}.", f".elsewhere.{killed.pid}."),  # another machine
+        dead.replace(".json", ".jsonl"),
+    ]
+    for name in (dead, *others):
+        (tmp_path / name).write_text("half")
+    with beside(tmp_path / "a.json") as path:
+        path.write_text("second")
+    assert names(tmp_path) == sorted(["a.json", *others])
+    (tmp_path / dead.replace(".json", "").replace(".a.", ".model.")).mkdir()
+    with beside(tmp_path / "model") as path:
+        path.mkdir()
+    assert names(tmp_path) == sorted(["a.json", "model", *others])
+
+
 def test_nothing_written_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing was written"), beside(tmp_path / "a"):
         pass

@@ -3,7 +3,9 @@
 import copy
 import json
 import os
+import re
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,18 +14,21 @@ from typing import Any
 from kedro.io import AbstractDataset
 from kedro_datasets._typing import JSONPreview, PlotlyPreview
 
+from gemma_alignment.liveness import runs
+
 
 @contextmanager
 def beside(target: Path) -> Iterator[Path]:
     """A free path in the folder of ``target`` that takes its place when the block ends without an error.
 
     What the block leaves there may be a file or a directory. After an error ``target`` is what it
-    was, and nothing else remains.
+    was, and nothing else remains; what a process of this machine was writing when it was shot goes too.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    new = target.with_name(f".{target.stem}.{os.getpid()}.new{target.suffix}")
+    new = target.with_name(str(os.getpid()).join(_around(target)))
     _remove(new)
+    _sweep(target)
     try:
         yield new
         if not new.exists():
@@ -31,6 +36,22 @@ def beside(target: Path) -> Iterator[Path]:
         _swap(new, target)
     finally:
         _remove(new)
+
+
+def _around(target: Path) -> tuple[str, str]:
+    """What stands before and after the number of a process in the name of what it writes on this machine."""
+    machine = re.sub(r"[^\w-]", "-", socket.gethostname())
+    return f".{target.stem}.{machine}.", f".new{target.suffix}"
+
+
+def _sweep(target: Path) -> None:
+    """Remove what processes left beside ``target`` that no longer run: a model of gigabytes, maybe."""
+    before, after = _around(target)
+    for left in target.parent.iterdir():
+        if left.name.startswith(before) and left.name.endswith(after):
+            pid = left.name[len(before) : -len(after)]
+            if pid.isdecimal() and not runs(int(pid), None):
+                _remove(left)
 
 
 def _swap(new: Path, target: Path) -> None:
