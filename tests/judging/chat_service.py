@@ -29,6 +29,8 @@ class Answer:
     """So many more bytes are announced than sent: the connection breaks inside the body."""
     drip_s: float = 0.0
     """Send the body a byte at a time, with so long a pause between two."""
+    drip_head_s: float = 0.0
+    """Send the head a byte at a time, with so long a pause between two."""
 
 
 def completion(text: str | None, tokens: tuple[int, int] | None = (100, 20), refusal: str | None = None) -> Answer:
@@ -97,16 +99,25 @@ def send(handler: BaseHTTPRequestHandler, answer: Answer) -> None:
         return
     body = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        if answer.drip_head_s:
+            head = f"HTTP/1.1 {answer.status} OK\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+            drip(handler, head, answer.drip_head_s)
+            handler.wfile.write(body)
+            return
         handler.send_response(answer.status)
         handler.send_header("content-type", "application/json")
         handler.send_header("content-length", str(len(body) + answer.announce))
         for name, value in answer.headers.items():
             handler.send_header(name, value)
         handler.end_headers()
-        for piece in ([body] if not answer.drip_s else [body[i : i + 1] for i in range(len(body))]):
-            handler.wfile.write(piece)
-            time.sleep(answer.drip_s)
+        drip(handler, body, answer.drip_s)
     handler.close_connection = handler.close_connection or answer.announce > 0
+
+
+def drip(handler: BaseHTTPRequestHandler, content: bytes, pause_s: float) -> None:
+    for piece in ([content] if not pause_s else [content[i : i + 1] for i in range(len(content))]):
+        handler.wfile.write(piece)
+        time.sleep(pause_s)
 
 
 class ChatService(Loopback):
@@ -145,6 +156,9 @@ class BatchService(Loopback):
         """(start of "METHOD /path", answer): each is used up once, instead of the true answer."""
         self.after_faults: set[str] = set()
         """Starts whose fault strikes after the work was done: the answer alone is lost."""
+        self.delays: dict[str, float] = {}
+        """Start -> seconds that pass before the work on such a call begins."""
+        self.calls: list[str] = []
         self.say: Callable[[dict[str, Any]], str | Answer | None] = lambda body: verdict("1")
         """The verdict on a request's body, or the error that it meets; None: it expires."""
         self.ends: Callable[[dict[str, Any]], str] = lambda batch: "completed"
@@ -153,6 +167,8 @@ class BatchService(Loopback):
 
     def handle(self, handler: BaseHTTPRequestHandler, content: bytes) -> None:
         call = f"{handler.command} {handler.path.removeprefix('/v1')}"
+        self.calls.append(call)
+        time.sleep(next((seconds for start, seconds in self.delays.items() if call.startswith(start)), 0.0))
         with self._lock:
             fault = next((f for f in self.faults if call.startswith(f[0])), None)
             if fault is not None:

@@ -106,6 +106,7 @@ def test_half_a_surrogate_pair_is_sent_and_not_lost(service, remote_judge):
         Answer(body=None),
         Answer(body=b""),
         Answer(body=b"\xff\xfe"),
+        Answer(500, {"error": {"message": "odd", "code": [1], "type": {}}}),
     ],
     ids=lambda fault: f"{fault.status}-{fault.body!r:.30}{'-dropped' * fault.drop}{'-cut' * bool(fault.announce)}",
 )
@@ -122,15 +123,21 @@ def test_a_reply_that_does_not_come_is_given_up_in_time_and_tried_again(service,
     assert time.monotonic() - started < 1.0
 
 
-@pytest.mark.parametrize("status", [200, 500])
-def test_a_reply_that_drips_in_is_given_up_in_time_and_tried_again(service, remote_judge, status):
-    """Every single byte comes well within the timeout; all of them would take a minute."""
-    slow = vars(completion(verdict("1"))) | {"status": status, "drip_s": 0.15}
-    service.script = then_fine(Answer(**slow))
+@pytest.mark.parametrize("slow", [{"drip_s": 0.15}, {"drip_s": 0.15, "status": 500}, {"drip_head_s": 0.15}])
+def test_a_reply_that_drips_in_is_given_up_in_time_and_tried_again(service, remote_judge, slow):
+    """Every single byte comes well within the timeout; all of them would take a minute, or those of the head five s."""
+    service.script = then_fine(Answer(**vars(completion(verdict("1"))) | slow))
     started = time.monotonic()
     assert parse_verdict(remote_judge(timeout_s=0.4).judge(*PAIR).text) == "second"
     assert time.monotonic() - started < 5.0
     assert len(service.received) == 2
+
+
+def test_a_connection_is_used_again_and_each_answer_has_its_own_time(service, remote_judge):
+    judge = remote_judge(timeout_s=2.0)
+    service.script = lambda n, payload: Answer(**vars(completion(verdict("2"))) | {"delay_s": 0.9})
+    assert {parse_verdict(judge.judge(*PAIR).text) for _ in range(3)} == {"second"}
+    assert len(service.received) == 3
 
 
 def test_attempts_are_bounded_and_do_not_fill_the_screen(service, remote_judge, caplog):
@@ -155,6 +162,19 @@ def test_the_wait_that_the_service_asks_for_is_kept(service, remote_judge, heade
     service.script = then_fine(error(429, "rate_limit_exceeded", **headers))
     remote_judge().judge(*PAIR)
     assert service.times[1] - service.times[0] >= 0.4
+
+
+@pytest.mark.parametrize(("status", "spent"), [(429, 0.0), (503, 1.0)])
+def test_a_wait_too_long_to_sit_out_ends_the_run_and_says_when_to_come_back(
+    service, remote_judge, tmp_path, status, spent
+):
+    """Neither cut to what a run waits nor sat out; what may have been billed stays reserved."""
+    service.script = lambda n, payload: error(status, "rate_limit_exceeded", retry_after="7200")
+    with pytest.raises(UserError, match=r"left alone for 7200 s.* come back after 20\d\d-.* UTC\. Every verdict"):
+        remote_judge().judge(*PAIR)
+    assert len(service.received) == 1
+    reserve, *settled = ledger_rows(tmp_path)
+    assert (settled[0]["usd"] if settled else reserve["usd"]) == spent * reserve["usd"]
 
 
 def test_one_refusal_for_pace_holds_up_every_thread(service, remote_judge):
@@ -214,6 +234,7 @@ def test_a_refused_request_is_left_out_without_repetition(service, remote_judge,
     "answer",
     [
         completion(None, refusal="I can't help with that."),
+        completion(None, refusal="tie"),
         completion("I can't help with that."),
         completion('{"reason": "x", "verdict": "A"}'),
         completion('{"reason": "cut of'),
@@ -337,7 +358,7 @@ def test_the_secret_shows_nowhere(service, remote_judge, tmp_path, caplog):
     Session(judge, connection.cache(), 1, 1).judgements([Comparison("p", "q", "a", "b", "x", "y")])
     shown = [repr(dataset), str(dataset), repr(connection), str(connection), repr(judge), caplog.text]
     written = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(written) == 2
+    assert sum(map(bool, written)) == 2  # replies and spending; claims are empty
     assert not [text for text in shown + written if KEY in text]
     assert service.headers[0]["authorization"] == f"Bearer {KEY}"  # it did go where it belongs
     with pytest.raises(TypeError, match="secret"):

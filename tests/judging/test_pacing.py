@@ -8,7 +8,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from gemma_alignment.judging.pacing import LONGEST_REQUESTED_WAIT_S, Pacer, backoff, requested_wait
+from gemma_alignment.judging.pacing import Pacer, backoff, moment_after, requested_wait
 
 
 class Clock(threading.Event):
@@ -83,14 +83,15 @@ def test_backoff_is_uniform_up_to_a_doubling_bound(attempt, most):
         ({"retry-after": "0.5"}, 0.5),
         ({"retry-after-ms": "1500"}, 1.5),
         ({"retry-after": "2", "retry-after-ms": "1500"}, 2.0),
-        ({"retry-after": "99999"}, LONGEST_REQUESTED_WAIT_S),
+        ({"retry-after": "99999"}, 99999.0),
+        ({"retry-after": "inf"}, 0.0),
         ({"retry-after": "-3"}, 0.0),
         ({"retry-after": "soon"}, 0.0),
         ({"retry-after": "nan"}, 0.0),
         ({"retry-after": "Mon, 01 Jan 2001 00:00:00 GMT"}, 0.0),
         ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1m30s"}, 90.0),
         ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "20ms"}, 0.02),
-        ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "1h2m3.5s"}, 600.0),
+        ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "1h2m3.5s"}, 3723.5),
         ({"x-ratelimit-remaining-tokens": "10", "x-ratelimit-reset-tokens": "6m0s"}, 0.0),
         ({"x-ratelimit-reset-tokens": "6m0s"}, 0.0),
     ],
@@ -103,3 +104,9 @@ def test_the_wait_that_headers_ask_for(headers, seconds):
 def test_a_date_is_a_wait_until_then(zone):
     then = (datetime.now(UTC) + timedelta(seconds=30)).replace(tzinfo=zone)
     assert requested_wait({"retry-after": format_datetime(then)}) == pytest.approx(30, abs=2)
+
+
+def test_a_far_moment_is_named_and_one_beyond_all_calendars_is_not():
+    moment = datetime.strptime(moment_after(7200.2), "after %Y-%m-%d %H:%M:%S UTC").replace(tzinfo=UTC)
+    assert 7198 < (moment - datetime.now(UTC)).total_seconds() < 7203
+    assert moment_after(1e300) == "in some years"

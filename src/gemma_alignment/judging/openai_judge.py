@@ -84,7 +84,7 @@ class OpenAIJudge:
         return worst_case(self.price, request, self._remote.max_output_tokens)
 
     def reply(self, completion: Any, price: Price, unknown: float) -> Reply:
-        """The raw text of a completion, or of its refusal.
+        """The raw text of a completion; its refusal as an object of its own, which is no verdict whatever it says.
 
         Args:
             completion: the parsed JSON.
@@ -96,7 +96,8 @@ class OpenAIJudge:
         """
         try:
             message = completion["choices"][0]["message"]
-            text = message.get("content") or message.get("refusal") or ""
+            refusal = message.get("refusal")
+            text = json.dumps({"refusal": refusal}) if refusal else message.get("content") or ""
             usage = completion.get("usage") or {}
             tokens_in, tokens_out = usage.get("prompt_tokens"), usage.get("completion_tokens")
             model, fingerprint = completion.get("model"), completion.get("system_fingerprint")

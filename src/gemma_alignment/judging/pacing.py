@@ -1,15 +1,18 @@
 """When to send, and how long to wait after a failure."""
 
+import math
 import random
 import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
 LONGEST_REQUESTED_WAIT_S = 600.0
-"""A service that asks for a longer pause than this is tried again after this."""
+"""A service that asks for a longer pause than this ends the run, which says when to come back."""
+_FAR_OFF_S = 1e8
+"""Three years: a longer wait is no date any more."""
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -76,7 +79,14 @@ def requested_wait(headers: Mapping[str, str]) -> float:
     for limit in ("requests", "tokens"):
         if _number(headers.get(f"x-ratelimit-remaining-{limit}")) == 0:
             waits.append(_duration(headers.get(f"x-ratelimit-reset-{limit}", "")))
-    return min(max(waits), LONGEST_REQUESTED_WAIT_S)
+    return max(waits)
+
+
+def moment_after(seconds: float) -> str:
+    """When ``seconds`` from now will have passed, in words."""
+    if seconds > _FAR_OFF_S:
+        return "in some years"
+    return f"after {datetime.now(UTC) + timedelta(seconds=math.ceil(seconds)):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _number(value: str | None) -> float | None:
@@ -84,7 +94,7 @@ def _number(value: str | None) -> float | None:
         number = float(value) if value is not None else None
     except ValueError:
         return None
-    return number if number is not None and number >= 0 else None  # nan compares False
+    return number if number is not None and 0 <= number < math.inf else None  # nan compares False
 
 
 def _until(value: str) -> float:

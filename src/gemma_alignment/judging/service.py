@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
 
 from gemma_alignment.errors import UserError
 from gemma_alignment.judging.client import JudgeUnavailable, RequestRefused
-from gemma_alignment.judging.pacing import Pacer, backoff, requested_wait
+from gemma_alignment.judging.pacing import LONGEST_REQUESTED_WAIT_S, Pacer, backoff, moment_after, requested_wait
 from gemma_alignment.parameters.judge import JudgeParameters
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ class Service:
 
     Statuses 408, 409, 429 and from 500 on, timeouts, lost connections and bodies that cannot be
     read are tried again, with exponential back-off and full jitter, never sooner than the
-    service asks for. A used-up quota, a refused key or an unknown model ends everything at once.
+    service asks for. A used-up quota, a refused key, an unknown model or a wait of more than
+    LONGEST_REQUESTED_WAIT_S ends everything at once. An answer, head and body together, has ``timeout_s``.
 
     Args:
         api_key: never shown or stored.
@@ -77,7 +78,7 @@ class Service:
             base_url=parameters.base_url or OPENAI,  # named, or OPENAI_BASE_URL would send it elsewhere, cap and all
             timeout=remote.timeout_s,
             max_retries=0,
-            http_client=openai.DefaultHttpx2Client(event_hooks={"response": [end_in_time]}),
+            http_client=end_in_time(openai.DefaultHttpx2Client()),
         )
 
     @property
@@ -109,6 +110,7 @@ class Service:
             if outcome.value is not None:
                 return outcome.value
             problem = outcome.problem
+            self._heed(outcome)
             if sending + 1 < self._remote.max_attempts:
                 self._pause(sending, outcome)
         raise JudgeUnavailable(f"no reply after {self._remote.max_attempts} attempts; the last: {problem}")
@@ -144,9 +146,17 @@ class Service:
         wait_s = requested_wait(error.response.headers)
         return Outcome(None, f"status {status}", wait_s, billed=status not in UNBILLED)
 
-    def _pause(self, sending: int, outcome: Outcome[T]) -> None:
+    def _heed(self, outcome: Outcome[T]) -> None:
+        """Let every thread wait as long as the service asks, or end the run where that is too long to sit out."""
+        if outcome.wait_s > LONGEST_REQUESTED_WAIT_S:
+            give_up(
+                f"the service ({outcome.problem}) asks to be left alone for {outcome.wait_s:.0f} s, longer than the "
+                f"{LONGEST_REQUESTED_WAIT_S:.0f} s that a run waits: come back {moment_after(outcome.wait_s)}"
+            )
         if outcome.wait_s:
             self._pacer.hold(outcome.wait_s)  # the limit is everyone's
+
+    def _pause(self, sending: int, outcome: Outcome[T]) -> None:
         jitter = backoff(sending, self._remote.backoff_s, self._remote.max_backoff_s, self._rng)
         level = logging.DEBUG if time.monotonic() - self._said < QUIET else logging.INFO
         if level == logging.INFO:
@@ -166,7 +176,7 @@ def is_final(status: int) -> bool:
 
 def is_quota(code: object, kind: object) -> bool:
     """Whether an error's code or type says that the account has nothing left."""
-    return not NOTHING_LEFT.isdisjoint((code, kind))
+    return not NOTHING_LEFT.isdisjoint((str(code), str(kind)))  # a compatible service may put anything there
 
 
 def give_up(problem: str) -> NoReturn:
