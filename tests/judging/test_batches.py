@@ -2,14 +2,25 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import httpx2
 import pytest
 from chat_service import Answer, error, verdict
 
 from gemma_alignment.config import build
 from gemma_alignment.errors import UserError
-from gemma_alignment.judging.batches import MARK, Batches
+from gemma_alignment.judging.batch_calls import MARK, BatchCalls
+from gemma_alignment.judging.batch_log import HeldLog
 from gemma_alignment.judging.budget import SpendLedger
+from gemma_alignment.judging.cache import ReplyCache
 from gemma_alignment.judging.connection import JudgeConnection
 from gemma_alignment.judging.session import Comparison
 from gemma_alignment.parameters.judge import JudgeParameters
@@ -32,13 +43,18 @@ def longer(body):
 def study(batch_service, judge_section, tmp_path):
     """Judge everything in batches; each call is a run of its own over the same files."""
     batch_service.say = longer
-    connection = JudgeConnection(tmp_path / "cache.jsonl", "key")
 
     def run(**remote):
         section = judge_section(base_url=batch_service.url, mode="batch", **remote)
+        connection = JudgeConnection(tmp_path / "cache.jsonl", "key")
         return connection.session(build(JudgeParameters, section, "judge")).judgements(COMPARISONS)
 
     return run
+
+
+def kept(tmp_path):
+    """Replies in the cache."""
+    return len((tmp_path / "cache.jsonl").read_text().splitlines())
 
 
 def spent(tmp_path):
@@ -191,25 +207,170 @@ def test_a_batch_whose_confirmation_was_lost_is_not_handed_in_twice(study, batch
     assert spent(tmp_path) == pytest.approx(20 * HALF_PRICE)
 
 
-@pytest.mark.parametrize("step", ["_call", "_create", "_handed_in", "_wait", "_results"])
+STEPS = {
+    "before the reservation": (SpendLedger, "reserve"),
+    "before the file": (BatchCalls, "upload"),
+    "before the batch": (BatchCalls, "create"),
+    "before its name is written down": (HeldLog, "handed_in"),
+    "while waiting": (BatchCalls, "wait"),
+    "before the results": (BatchCalls, "content"),
+    "before the replies": (ReplyCache, "put_once"),
+    "before the bill": (SpendLedger, "settle"),
+    "before it is written down as collected": (HeldLog, "collected"),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
 def test_a_run_killed_at_any_step_is_taken_up(study, batch_service, tmp_path, monkeypatch, step):
-    """Killed before the named step: what the service has is collected, and billed once."""
+    """What the service has is collected, billed and kept once; what it never got is handed in."""
 
     def die(*args, **kwargs):
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(Batches, step, die)
+        patched.setattr(*STEPS[step], die)
         with pytest.raises(Killed):
-            study()
+            study(timeout_s=0.5)
+    place = list(STEPS).index(step)
     reserved = spent(tmp_path)
-    assert reserved > 20 * HALF_PRICE  # the worst case, until the bill is known
-    handed_in = len(batch_service.batches)
-    assert handed_in == (step in ("_handed_in", "_wait", "_results"))
-    assert [row["verdict"] for row in study()] == EXPECTED
+    if step == "before the reservation":
+        assert reserved == 0
+    elif step == "before it is written down as collected":
+        assert reserved == pytest.approx(20 * HALF_PRICE)
+    else:
+        assert reserved > 20 * HALF_PRICE  # the worst case, until the bill is known
+    assert len(batch_service.batches) == (place > list(STEPS).index("before the batch"))
+    assert [row["verdict"] for row in study(timeout_s=0.5)] == EXPECTED
     assert len(batch_service.batches) == 1
     assert spent(tmp_path) == pytest.approx(20 * HALF_PRICE)
+    assert kept(tmp_path) == 20
     assert {batch["metadata"][MARK] for batch in batch_service.batches.values()} != {None}
+
+
+def test_a_call_of_the_dead_that_arrives_late_is_waited_for(study, batch_service, tmp_path, monkeypatch):
+    """The kill came with the request under way: who looks for the batch at once finds nothing yet."""
+    late = []
+
+    def die(calls, file_id, mark, before_sending):
+        before_sending()
+        body = {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "metadata": {MARK: mark}}
+
+        def arrive():
+            time.sleep(0.4)
+            httpx2.post(f"{batch_service.url}/batches", json=body)
+
+        late.append(threading.Thread(target=arrive))
+        late[0].start()
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(BatchCalls, "create", die)
+        with pytest.raises(Killed):
+            study(timeout_s=2.0)
+    assert [row["verdict"] for row in study(timeout_s=2.0)] == EXPECTED
+    late[0].join()
+    assert len(batch_service.batches) == 1
+    assert spent(tmp_path) == pytest.approx(20 * HALF_PRICE)
+
+
+def test_two_runs_at_once_hand_in_each_request_once(study, batch_service, tmp_path):
+    """Each with files and locks of its own, as in two processes; the first is still sending when the second plans."""
+    batch_service.delays = {"POST /files": 0.3, "POST /batches": 0.3}
+    with ThreadPoolExecutor(2) as pool:
+        rows = [future.result() for future in [pool.submit(study, batch_size=13) for _ in range(2)]]
+    assert [[row["verdict"] for row in found] for found in rows] == [EXPECTED, EXPECTED]
+    assert len(batch_service.asked()) == len({line["custom_id"] for line in batch_service.asked()}) == 20
+    assert spent(tmp_path) == pytest.approx(20 * HALF_PRICE)
+    assert kept(tmp_path) == 20
+
+
+def test_two_runs_at_once_share_refusals_and_further_attempts(study, batch_service, tmp_path):
+    """What was refused costs nothing, and may be handed in once by each."""
+
+    def say(body):
+        if '"q3"' in body["messages"][1]["content"]:
+            return error(400, "content_filter", "flagged")
+        return longer(body) if '"q4"' not in body["messages"][1]["content"] or body["seed"] == 43 else "no"
+
+    batch_service.say = say
+    batch_service.delays = {"POST /files": 0.2}
+    with ThreadPoolExecutor(2) as pool:
+        rows = [future.result() for future in [pool.submit(study) for _ in range(2)]]
+    assert rows[0] == rows[1]
+    assert sum(row["verdict"] == "unparsed" for row in rows[0]) == 2
+    asked = Counter(json.loads(line["body"]["messages"][1]["content"])["prompt"] for line in batch_service.asked())
+    assert asked.pop("q3") in (2, 4)
+    assert asked.pop("q4") == 4
+    assert set(asked.values()) == {2}
+    assert spent(tmp_path) == pytest.approx(20 * HALF_PRICE)
+
+
+KILLED = """
+import json, sys
+sys.path.insert(0, sys.argv[3])
+from gemma_alignment.config import build
+from gemma_alignment.judging.connection import JudgeConnection
+from gemma_alignment.judging.session import Comparison
+from gemma_alignment.parameters.judge import JudgeParameters
+
+comparisons = [Comparison(f"p{i}", f"q{i}", "a", "b", "x" * (i % 3 + 1), "yyyy") for i in range(10)]
+parameters = build(JudgeParameters, json.loads(sys.argv[2]), "judge")
+JudgeConnection(sys.argv[1], "key").session(parameters).judgements(comparisons)
+"""
+
+
+@pytest.mark.parametrize("call", ["POST /files", "POST /batches"])
+def test_a_process_killed_while_it_hands_in_lets_the_next_one_go_on(
+    study, batch_service, judge_section, tmp_path, call
+):
+    """SIGKILL with the request under way: the locks fall with the process, its plan is found, nothing is paid twice."""
+    batch_service.delays = {call: 0.5}
+    section = judge_section(base_url=batch_service.url, mode="batch")
+    source = str(Path(__file__).parents[2] / "src")
+    words = [sys.executable, "-c", KILLED, str(tmp_path / "cache.jsonl"), json.dumps(section), source]
+    process = subprocess.Popen(words)
+    while not any(made.startswith(call) for made in batch_service.calls):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    batch_service.delays = {}
+    assert [row["verdict"] for row in study(timeout_s=3.0)] == EXPECTED
+    assert len(batch_service.batches) == 1
+    assert spent(tmp_path) == pytest.approx(20 * HALF_PRICE)
+    assert kept(tmp_path) == 20
+
+
+def test_a_live_run_waits_for_the_batch_instead_of_paying_again(study, batch_service, judge_section, tmp_path):
+    """The service of these tests answers no single request."""
+    batch_service.faults = [("GET /batches/", error(503))] * 4
+    with pytest.raises(UserError, match="the same command collects it"):
+        study()
+    section = judge_section(base_url=batch_service.url, mode="live")
+    live = JudgeConnection(tmp_path / "cache.jsonl", "key").session(build(JudgeParameters, section, "judge"))
+    assert [row["verdict"] for row in live.judgements(COMPARISONS)] == EXPECTED
+    assert spent(tmp_path) == pytest.approx(20 * HALF_PRICE)
+
+
+def test_a_live_run_does_not_ask_what_somebody_hands_in_meanwhile(study, batch_service, judge_section, tmp_path):
+    section = judge_section(base_url=batch_service.url, mode="live")
+    live = JudgeConnection(tmp_path / "cache.jsonl", "key").session(build(JudgeParameters, section, "judge"))
+
+    def then_a_batch():
+        batch_service.faults = [("GET /batches/", error(503))] * 4
+        with pytest.raises(UserError, match="the same command collects it"):
+            study()
+
+    live.finish_earlier = then_a_batch
+    with pytest.raises(UserError, match="handed in the same judgements as a batch"):
+        live.judgements(COMPARISONS)
+    assert not [call for call in batch_service.calls if "chat" in call]
+
+
+def test_a_large_file_may_take_longer_than_a_judgement(study, batch_service):
+    batch_service.delays = {"GET /files": 0.6, "POST /files": 0.6}
+    assert [row["verdict"] for row in study(timeout_s=0.3)] == EXPECTED
+    assert [call.split("/")[1] for call in batch_service.calls].count("files") == 2
 
 
 def test_a_service_out_of_reach_leaves_the_batch_to_be_collected(study, batch_service):
@@ -220,12 +381,34 @@ def test_a_service_out_of_reach_leaves_the_batch_to_be_collected(study, batch_se
     assert len(batch_service.batches) == 1
 
 
-def test_a_batch_is_reserved_at_its_worst_and_refused_above_the_cap(study, batch_service):
+def test_a_batch_is_reserved_at_its_worst_and_refused_above_the_cap(study, batch_service, tmp_path):
     with pytest.raises(UserError, match="cap is reached"):
         study(spend_cap_usd=0.002)
     assert not batch_service.batches
+    assert not batch_service.calls
+    assert spent(tmp_path) == 0
     with pytest.raises(UserError, match="Nothing was sent"):
         study(spend_cap_usd=0.0001)
+    assert [row["verdict"] for row in study()] == EXPECTED  # nothing is left of what was refused
+    assert len(batch_service.batches) == 1
+
+
+def test_what_was_answered_and_cannot_be_read_is_billed_at_the_worst(study, batch_service, tmp_path):
+    results = batch_service._results
+
+    def spoilt(name, lines):
+        ids = results(name, lines)
+        if name == "batch-0":
+            whole = batch_service.files[ids["output_file_id"]].splitlines()
+            rows = [json.loads(line) for line in whole]
+            rows[0]["response"]["body"] = {}
+            batch_service.files[ids["output_file_id"]] = "\n".join(map(json.dumps, rows)).encode()
+        return ids
+
+    batch_service._results = spoilt
+    assert [row["verdict"] for row in study()] == EXPECTED
+    reserved = json.loads((tmp_path / "cache.spend.jsonl").read_text().splitlines()[0])["usd"]
+    assert spent(tmp_path) == pytest.approx(20 * HALF_PRICE + reserved / 20)
 
 
 def test_lines_that_make_no_sense_are_passed_over(study, batch_service):

@@ -20,8 +20,9 @@ from gemma_alignment.errors import UserError
 from gemma_alignment.judging.append_log import AppendLog
 from gemma_alignment.judging.budget import SpendLedger, cost, estimate, worst_case
 from gemma_alignment.judging.cache import ReplyCache
-from gemma_alignment.judging.client import Reply, Request
+from gemma_alignment.judging.client import Reply, Request, cache_key
 from gemma_alignment.judging.connection import JudgeConnection
+from gemma_alignment.judging.parsing import parse_verdict
 from gemma_alignment.judging.session import Comparison, Session
 from gemma_alignment.parameters.judge import JudgeParameters, Price
 
@@ -139,16 +140,33 @@ def test_replies_are_found_up_to_the_first_that_parses(scripted, tmp_path):
     for text in ("no", verdict("2"), verdict("1")):
         assert cache.get(judge, Request("p", "y", "x")) == []
         cache.put(judge, request, Reply(text, "m", "v", 1, 2, None, 0.5))
+        assert cache.get(judge, request)[-1].text == (text if text == "no" else verdict("2"))
     assert [reply.text for reply in cache.get(judge, request)] == ["no", verdict("2")]
     assert cache.get(judge, request) == ReplyCache(tmp_path / "cache.jsonl").get(judge, request)
 
 
 def test_a_failure_is_never_a_verdict(scripted, tmp_path):
+    """It is kept and counted as an attempt, and answers nothing."""
     judge, request = scripted(lambda r, a: ""), Request("p", "x", "y")
     cache = ReplyCache(tmp_path / "cache.jsonl")
     cache.put(judge, request, Reply("I would rather not.", "m", "v"))
-    assert cache.get(judge, request) == []
+    assert [parse_verdict(reply.text) for reply in cache.get(judge, request)] == [None]
     assert read(tmp_path / "cache.jsonl")[0]["reply"] == "I would rather not."
+
+
+def test_what_came_with_one_batch_is_kept_once(scripted, tmp_path):
+    """A batch that a killed run has half collected is read again from its beginning."""
+    judge = scripted(lambda r, a: "")
+    requests = [Request("p", "x", str(i)) for i in range(3)]
+    lines = [(cache_key(judge, r), r.content_key, Reply(verdict("1"), "m", "v", 1, 2, None, 0.5)) for r in requests]
+    path = tmp_path / "cache.jsonl"
+    ReplyCache(path).put_once("batch", lines[:2])
+    cache = ReplyCache(path)
+    cache.put_once("batch", lines)
+    cache.put_once("batch", lines)
+    assert [row["content_key"] for row in read(path)] == [request.content_key for request in requests]
+    cache.put_once("another", lines[:1])
+    assert len(read(path)) == 4
 
 
 def test_another_judge_does_not_answer(scripted, tmp_path):
@@ -165,6 +183,16 @@ def test_another_judge_does_not_answer(scripted, tmp_path):
 def test_lines_of_another_kind_are_passed_over(scripted, tmp_path):
     (tmp_path / "cache.jsonl").write_text('{}\n[1]\n{"key": "k", "reply": "x"}\n\n')
     assert ReplyCache(tmp_path / "cache.jsonl").get(scripted(lambda r, a: ""), Request("p", "x", "y")) == []
+
+
+def test_an_error_after_reading_reads_nothing_twice(tmp_path):
+    log = AppendLog(tmp_path / "log.jsonl")
+    with pytest.raises(OSError, match="full"), log.locked() as held:
+        held.append({"n": 1})
+        assert held.fresh() == [{"n": 1}]
+        raise OSError("full")
+    with log.locked() as held:
+        assert held.fresh() == []
 
 
 def test_a_killed_run_repeats_at_most_what_was_in_flight(service, judge_section, tmp_path):
@@ -217,7 +245,7 @@ def test_two_processes_share_cache_and_cap(service, judge_section, tmp_path):
     outs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], [err.decode() for _, err in outs]
     assert outs[0][0] == outs[1][0]
-    assert len(read(tmp_path / "cache.jsonl")) == len(service.received) <= 120
+    assert len(read(tmp_path / "cache.jsonl")) == len(service.received) == 60
     ledger = SpendLedger(tmp_path / "cache.spend.jsonl", 1.0)
     assert ledger.spent() == pytest.approx(len(service.received) * cost(PRICE, 100, 20))
 

@@ -37,11 +37,11 @@ from gemma_alignment.judging.connection import JudgeConnection
 from gemma_alignment.judging.session import Comparison
 from gemma_alignment.parameters.judge import JudgeParameters
 
-folder, pairs, section = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
+folder, pairs, section, name = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4]
 comparisons = [Comparison(f"p{i}", f"q{i}", "a", "b", f"x{i}", f"y{i}") for i in range(pairs)]
 session = JudgeConnection(folder / "cache.jsonl", "key").session(build(JudgeParameters, section, "judge"))
 try:
-    (folder / "rows.json").write_text(json.dumps(session.judgements(comparisons)))
+    (folder / name).write_text(json.dumps(session.judgements(comparisons)))
 except UserError as error:
     sys.exit(f"stopped: {error}")
 """
@@ -106,6 +106,7 @@ class Storm:
             "refusal": completion(None, refusal="I can't help with that."),
             "wrong enum": completion('{"reason": "x", "verdict": "A"}'),
             "slow drip": Answer(**fine | {"drip_s": self.timeout_s / 20}),
+            "slow head": Answer(**fine | {"drip_head_s": self.timeout_s / 20}),
         }
 
 
@@ -114,9 +115,9 @@ def section(service: ChatService, judge: dict[str, Any], timeout_s: float, cap: 
     return {**judge, "base_url": service.url, "remote": {**remote, "max_attempts": 6}}
 
 
-def start(folder: Path, pairs: int, judge: dict[str, Any]) -> subprocess.Popen[bytes]:
+def start(folder: Path, pairs: int, judge: dict[str, Any], name: str = "rows.json") -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", STUDY, str(folder), str(pairs), json.dumps(judge)]
+    command = [sys.executable, "-c", STUDY, str(folder), str(pairs), json.dumps(judge), name]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
 
 
@@ -126,26 +127,32 @@ def whole_lines(path: Path) -> bytes:
     return content[: content.rfind(b"\n") + 1]
 
 
-def stored(path: Path) -> Counter[str]:
-    """Content key -> verdicts in the cache."""
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """What is on the disk and whole."""
     rows = []
     for line in whole_lines(path).splitlines():
         try:
             rows.append(json.loads(line))
         except ValueError:  # torn by a kill, and closed off since
             continue
-    return Counter(row["content_key"] for row in rows if parse_verdict(row["reply"]) is not None)
+    return rows
+
+
+def replies(path: Path) -> Counter[str]:
+    """Content key -> replies in the cache."""
+    return Counter(row["content_key"] for row in rows_of(path))
+
+
+def stored(path: Path) -> Counter[str]:
+    """Content key -> verdicts in the cache."""
+    return Counter(row["content_key"] for row in rows_of(path) if parse_verdict(row["reply"]) is not None)
 
 
 def most_ever_reserved(path: Path) -> float:
     """The largest sum of bills and reservations at any line of the ledger."""
     amounts: dict[str, float] = {}
     total = most = 0.0
-    for line in whole_lines(path).splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
+    for row in rows_of(path):
         total += row["usd"] - amounts.get(row["id"], 0.0)
         amounts[row["id"]] = row["usd"]
         most = max(most, total)
@@ -153,7 +160,7 @@ def most_ever_reserved(path: Path) -> float:
 
 
 def weather(service: ChatService, judge: dict[str, Any], folder: Path, pairs: int, timeout_s: float) -> dict[str, Any]:
-    """Three runs killed at random moments, one that the cap stops, and one that ends; every promise is checked."""
+    """Three runs killed at random moments, one that the cap stops, two at once that end; every promise is checked."""
     storm = Storm(timeout_s)
     service.script = storm
     rng = random.Random(7)
@@ -169,6 +176,7 @@ def weather(service: ChatService, judge: dict[str, Any], folder: Path, pairs: in
         assert lines.startswith(kept), "a stored reply was lost or changed"
         kept, known = lines, stored(cache)
         assert set(known.values()) <= {1}, "a verdict was stored twice"
+        assert max(replies(cache).values(), default=0) <= judge["attempts"], "an unparsed reply was paid for again"
         spent = ledger.spent()
         assert storm.bill <= spent + 1e-9, "the service billed more than the ledger holds"
         assert most_ever_reserved(spend) <= limit + 1e-9
@@ -196,8 +204,12 @@ def weather(service: ChatService, judge: dict[str, Any], folder: Path, pairs: in
     assert settled(little) <= little
     kills.append((len(storm.received), set(known)))
 
-    process = start(folder, pairs, section(service, judge, timeout_s, cap))
-    assert process.wait() == 0, process.communicate()[1].decode()
+    names = ("rows.json", "rows too.json")
+    last = [start(folder, pairs, section(service, judge, timeout_s, cap), name) for name in names]
+    for process in last:
+        message = process.communicate()[1].decode()
+        assert process.returncode == 0, message
+    assert (folder / names[0]).read_bytes() == (folder / names[1]).read_bytes()
     spent = settled(cap)
     for received, before in kills:
         assert not before & set(storm.received[received:]), "what was paid for was asked again"
@@ -248,7 +260,7 @@ def test_a_few_hundred_judgements_through_faults_three_kills_and_a_cap(service, 
 @pytest.mark.slow
 def test_ten_thousand_judgements_through_faults_three_kills_and_a_cap(service, judge_section, tmp_path, capsys):
     pairs = 5_000
-    figures = check(weather(service, judge_section(), tmp_path, pairs, timeout_s=1.0), pairs)
+    figures = check(weather(service, judge_section(), tmp_path, pairs, timeout_s=2.0), pairs)
     assert figures["judgements"] == 10_000
     with capsys.disabled():
         sys.stdout.write(json.dumps(figures, indent=1) + "\n")

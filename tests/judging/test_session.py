@@ -3,11 +3,13 @@
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from gemma_alignment.errors import UserError
 from gemma_alignment.judging.cache import ReplyCache
+from gemma_alignment.judging.claims import Claims
 from gemma_alignment.judging.client import JudgeUnavailable, RequestRefused
 from gemma_alignment.judging.recorded import RecordedJudge
 from gemma_alignment.judging.session import FAILURES_IN_A_ROW, Comparison, Session
@@ -115,6 +117,60 @@ def test_unparsed_replies_are_kept_and_asked_for_again(scripted, longer_wins, tm
     assert len(judge.asked) == 2
 
 
+def test_attempts_are_counted_over_all_runs_and_a_higher_number_asks_again(scripted, longer_wins, tmp_path, caplog):
+    """A reply that was paid for and is no verdict is not paid for again in each run."""
+    path = tmp_path / "cache.jsonl"
+    refusing = scripted(lambda r, attempt: f"no {attempt}")
+    first = session(refusing, ReplyCache(path), attempts=2).judgements([A_BETTER])
+    assert len(refusing.asked) == 4
+    again = session(refusing, ReplyCache(path), attempts=2).judgements([A_BETTER])
+    assert len(refusing.asked) == 4
+    assert again == first
+    assert [(row["verdict"], row["calls"], row["reply"], row["cost"]) for row in again] == [
+        ("unparsed", 2, "no 1", 0.5), ("unparsed", 2, "no 1", 0.5),
+    ]  # fmt: skip
+    assert "2 requests had their 2 replies, and none is a verdict" in caplog.text
+    assert "A higher judge.attempts asks for more" in caplog.text
+    judge = scripted(lambda r, attempt: longer_wins(r, attempt) if attempt == 3 else "no")
+    rows = session(judge, ReplyCache(path), attempts=5).judgements([A_BETTER])
+    assert [attempt for _, attempt in judge.asked] == [2, 3, 2, 3]  # other seeds than before
+    assert [(row["verdict"], row["calls"]) for row in rows] == [("first", 4), ("second", 4)]
+
+
+def test_two_sessions_at_once_ask_each_request_once(scripted, longer_wins, tmp_path):
+    """Each with locks of its own, as in two processes: who comes second waits for the first one's reply."""
+    asked = []
+
+    def say(request, attempt):
+        asked.append(request)
+        time.sleep(0.02)
+        return longer_wins(request, attempt)
+
+    def judge_all():
+        return session(scripted(say), ReplyCache(tmp_path / "cache.jsonl"), concurrency=3).judgements(many(20))
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = (future.result() for future in [pool.submit(judge_all) for _ in range(2)])
+    assert first == second
+    assert len(asked) == len(set(asked)) == len((tmp_path / "cache.jsonl").read_text().splitlines())
+
+
+def test_a_claim_is_waited_for_until_the_wait_is_ended(tmp_path):
+    claims = Claims(tmp_path / "claims")
+
+    def give_up(seconds):
+        raise JudgeUnavailable("stopped")
+
+    with claims.held("ab1", give_up), claims.held("cd2", give_up):
+        for taken in (lambda: claims.held("ab3", give_up), lambda: claims.alone(give_up)):
+            with pytest.raises(JudgeUnavailable), taken():
+                pass
+    with claims.alone(give_up), pytest.raises(JudgeUnavailable), claims.held("ef4", give_up):
+        pass
+    with claims.held("ab1", give_up):
+        pass
+
+
 def test_requests_run_at_the_same_time_but_not_more_than_allowed(scripted, longer_wins):
     running, most, lock = 0, 0, threading.Lock()
 
@@ -201,16 +257,12 @@ def test_a_judge_that_refuses_everything_from_the_start_is_not_asked_everything(
 
 
 def test_what_another_process_has_paid_for_meanwhile_is_not_asked_again(scripted, longer_wins, tmp_path):
+    """Meanwhile: after this one has looked into the cache and before it asks."""
     path = tmp_path / "cache.jsonl"
-
-    def say(request, attempt):
-        if len(judge.asked) == 10:  # the other process is quicker, and ends here
-            session(scripted(longer_wins), ReplyCache(path)).judgements(many(40))
-        return longer_wins(request, attempt)
-
-    judge = scripted(say)
+    judge = scripted(longer_wins)
+    judge.prepare = lambda requests: session(scripted(longer_wins), ReplyCache(path)).judgements(many(20))
     rows = session(judge, ReplyCache(path)).judgements(many(40))
-    assert len(judge.asked) == 10
+    assert len(judge.asked) == 2 * sum(c.answer_a != c.answer_b for c in many(40)[20:])
     assert rows == session(scripted(longer_wins)).judgements(many(40))
 
 

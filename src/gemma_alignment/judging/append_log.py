@@ -33,8 +33,10 @@ class AppendLog:
         with self._threads, self.path.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file closes, however that comes about
             held = Exclusive(file, self._offset)
-            yield held
-            self._offset = held.offset
+            try:
+                yield held
+            finally:
+                self._offset = held.offset  # what was taken in is not taken in again, whatever went wrong after it
 
 
 class Exclusive:

@@ -17,11 +17,13 @@ FINE = 200
 
 @dataclass
 class Results:
-    """What became of the requests of one batch, by custom id; those in neither field may be handed in again."""
+    """What became of the requests of one batch, by custom id; those not refused may be handed in again."""
 
     replies: dict[str, Reply] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
     """The service will not judge these, however often it is asked."""
+    unreadable: set[str] = field(default_factory=set)
+    """The service answered these and charges for it, and what it says is no reply."""
     reasons: Counter[str] = field(default_factory=Counter)
     """Why requests have no reply, and how many."""
     quota_used_up: bool = False
@@ -49,6 +51,7 @@ def read_results(files: Iterable[bytes], known: Mapping[str, str], read: Callabl
             try:
                 results.replies[name] = read(response.get("body"))
             except Malformed as error:
+                results.unreadable.add(name)
                 results.reasons[f"unreadable ({error})"] += 1
         else:
             _note_failure(results, name, response, row.get("error"))

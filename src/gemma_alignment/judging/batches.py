@@ -1,19 +1,23 @@
 """Judging by files of requests that a service answers within a day, for part of the price.
 
-What was handed in is written down before and after it is handed in, so that a run that was
+What is handed in is written down before and after it is handed in, so that a run that was
 killed finds its batches again: by their name, or by the mark that each carries at the service.
+Several processes may do so over one cache: one at a time hands in or collects, and a request
+that waits in anybody's batch is not handed in again.
 """
 
 import json
 import logging
+import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from gemma_alignment.errors import UserError
-from gemma_alignment.judging.append_log import AppendLog
+from gemma_alignment.judging.batch_calls import ENDPOINT, BatchCalls
+from gemma_alignment.judging.batch_log import Batch, BatchLog, HeldLog
 from gemma_alignment.judging.batch_results import Results, read_results
 from gemma_alignment.judging.budget import batch_price
 from gemma_alignment.judging.cache import ReplyCache
@@ -25,37 +29,9 @@ if TYPE_CHECKING:
     import openai
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
-ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
-MARK = "gemma_alignment"
-"""The field of a batch's metadata that names it before the service has."""
-ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 MAX_BYTES = 190 * 1024 * 1024
 """A little less than the service takes in one file."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A number of requests handed in together."""
-
-    mark: str
-    reservation: str
-    worst_usd: float
-    """What was reserved for all of it."""
-    prompt_version: str
-    contents: Mapping[str, str]
-    """Cache key -> content key of each request."""
-    id: str | None = None
-    """The service's name; None until it has said so."""
-
-
-class Round(NamedTuple):
-    """What came of handing requests in once, by content key."""
-
-    replies: dict[str, Reply]
-    refused: set[str]
-    """The service will not judge these: handing them in again is no use."""
 
 
 class Batches:
@@ -67,186 +43,170 @@ class Batches:
         path: the record of what was handed in.
         size: most requests of one batch.
         poll_s: seconds between two looks at a batch.
+        lost_after_s: seconds after which a call that nobody waits for any more has reached the service or never will.
     """
 
-    def __init__(self, judge: OpenAIJudge, cache: ReplyCache, path: Path, size: int, poll_s: float) -> None:
+    def __init__(
+        self, judge: OpenAIJudge, cache: ReplyCache, path: Path, size: int, poll_s: float, lost_after_s: float
+    ) -> None:
         self._judge = judge
         self._cache = cache
-        self._log = AppendLog(path)
+        self._log = BatchLog(path)
         self._size = size
-        self._poll_s = poll_s
+        self._calls = BatchCalls(judge.service, poll_s)
+        self._lost_after_s = lost_after_s
         self._price = batch_price(judge.price)
-        self._open: dict[str, Batch] = {}
 
-    def collect_earlier(self) -> int:
-        """Wait for what an earlier run handed in and keep its replies; the number of batches."""
-        with self._log.locked() as log:
-            self._take_in(log.fresh())
-        earlier = list(self._open.values())
-        if any(batch.id is None for batch in earlier):
-            earlier = self._find_again(earlier)
-        for batch in earlier:
-            logger.info("Batch %s of an earlier run is waited for.", batch.id)
-            self._collect(batch)
-        return len(earlier)
+    def holds(self, key: str) -> bool:
+        """Whether the request ``key`` waits in a batch, whoever handed it in."""
+        return self._log.holds(key)
 
-    def ask(self, requests: Sequence[tuple[Request, int]]) -> Round:
-        """Hand requests in, each with the number of its earlier replies, and wait for what becomes of them.
+    def collect_earlier(self) -> None:
+        """Wait for what other runs have handed in and keep its replies.
 
         Raises:
-            UserError: the cap, a used-up quota, a refused batch, or a service that is out of reach.
+            JudgeUnavailable: the service is out of reach.
+            UserError: it refused a batch, or a quota is used up.
         """
-        batches = [self._hand_in(part) for part in self._parts(requests)]
-        found = Round({}, set())
-        for batch in batches:
-            results = self._collect(batch)
-            found.replies.update({batch.contents[key]: reply for key, reply in results.replies.items()})
-            found.refused.update(batch.contents[key] for key in results.refused)
-        return found
+        if not self._log.path.exists():
+            return
+        with self._log.held() as log:
+            self._find_again(log)
+            earlier = list(self._log.under_way.values())
+        for batch in earlier:
+            logger.info("Batch %s of another run is waited for.", batch.id)
+            self._collect(batch)
 
-    def _parts(self, requests: Sequence[tuple[Request, int]]) -> Iterator[list[tuple[Request, bytes]]]:
+    def ask(self, requests: Sequence[Request], is_done: Callable[[Sequence[Reply]], bool]) -> set[str]:
+        """Hand in what nobody has handed in, and wait for the replies to all of it: the cache has them then.
+
+        Args:
+            requests: what to ask.
+            is_done: whether these replies to a request are enough.
+
+        Returns:
+            the content keys of requests that the service will not judge: handing them in again is no use.
+
+        Raises:
+            JudgeUnavailable: the service is out of reach.
+            UserError: the cap, a used-up quota or a refused batch.
+        """
+        batches: dict[str, Batch] = {}
+        left = list(requests)
+        while left:
+            with self._cache.claims.alone(self._calls.sleep), self._log.held() as log:
+                self._find_again(log)
+                waiting = {key: batch for batch in self._log.under_way.values() for key in batch.contents}
+                keys = {cache_key(self._judge, request): request for request in left}
+                others = {waiting[key].mark: waiting[key] for key in keys if key in waiting}
+                mine = [request for key, request in keys.items() if key not in waiting]
+                part, left = self._part(mine, is_done)
+                batches |= others
+                if part:
+                    batch = self._hand_in(log, part)
+                    batches[batch.mark] = batch
+        refused: set[str] = set()
+        for batch in batches.values():
+            refused |= {batch.contents[key] for key in self._collect(batch)}
+        return refused
+
+    def _part(
+        self, requests: Sequence[Request], is_done: Callable[[Sequence[Reply]], bool]
+    ) -> tuple[list[tuple[Request, bytes]], list[Request]]:
+        """The requests of one batch, each with its line, and those that are left for the next."""
         part: list[tuple[Request, bytes]] = []
         size = 0
-        for request, attempt in requests:
+        for place, request in enumerate(requests):
+            replies = self._cache.get(self._judge, request)
+            if is_done(replies):  # paid for meanwhile by another process
+                continue
             line = {
                 "custom_id": cache_key(self._judge, request),
                 "method": "POST",
                 "url": ENDPOINT,
-                "body": self._judge.body(request, attempt),
+                "body": self._judge.body(request, len(replies)),
             }
             text = json.dumps(line).encode("ascii") + b"\n"
             if part and (len(part) == self._size or size + len(text) > MAX_BYTES):
-                yield part
-                part, size = [], 0
+                return part, list(requests[place:])
             part.append((request, text))
             size += len(text)
-        if part:
-            yield part
+        return part, []
 
-    def _hand_in(self, part: Sequence[tuple[Request, bytes]]) -> Batch:
+    def _hand_in(self, log: HeldLog, part: Sequence[tuple[Request, bytes]]) -> Batch:
         worst = sum(self._judge.worst_case(request) for request, _ in part) * self._judge.price.batch_share
         contents = {cache_key(self._judge, request): request.content_key for request, _ in part}
-        version = self._judge.prompt_version
-        batch = Batch(uuid.uuid4().hex, self._judge.ledger.reserve(worst), worst, version, contents)
-        facts = {"reservation": batch.reservation, "worst_usd": worst, "prompt_version": version, "contents": contents}
-        self._note("planned", batch, **facts)
-        data = b"".join(line for _, line in part)
-        file = self._call(lambda client: client.files.create(file=(f"{batch.mark}.jsonl", data), purpose="batch"))
-        name = self._create(file.id, batch.mark)
+        batch = Batch(uuid.uuid4().hex, worst, self._judge.prompt_version, contents)
+        log.planned(batch)  # before the reservation: what is reserved can always be found and let go of
+        try:
+            self._judge.ledger.reserve(worst, batch.mark)
+        except UserError:
+            log.collected(batch.mark, set())
+            raise
+        file = self._calls.upload(batch.mark, b"".join(line for _, line in part))
+        name = self._calls.create(file, batch.mark, lambda: log.sent(batch.mark))
         logger.info("Batch %s: %d requests handed in.", name, len(part))
-        return self._handed_in(batch, name)
+        return log.handed_in(batch.mark, name)
 
-    def _create(self, file_id: str, mark: str) -> str:
-        """Start the batch once: after a lost connection it may be there already."""
-        tries = 0
-
-        def create(client: "openai.OpenAI") -> str:
-            nonlocal tries
-            tries += 1
-            if tries > 1 and (there := _by_mark(client, {mark})):
-                return there[mark]
-            made = client.batches.create(
-                input_file_id=file_id, endpoint=ENDPOINT, completion_window="24h", metadata={MARK: mark}
-            )
-            return made.id
-
-        return self._call(create)
-
-    def _collect(self, batch: Batch) -> Results:
-        """Wait for ``batch`` to end, keep its replies, and put its bill in the reservation's place."""
+    def _collect(self, batch: Batch) -> frozenset[str]:
+        """Wait for ``batch`` to end, keep its replies, put its bill in the reservation's place; the keys it refused."""
         assert batch.id is not None  # noqa: S101 - handed in
-        ended = self._wait(batch.id)
-        results = self._results(ended, batch)
-        self._cache.put_many((key, batch.contents[key], reply) for key, reply in results.replies.items())
-        self._judge.ledger.settle(batch.reservation, sum(reply.cost for reply in results.replies.values()))
-        self._note("collected", batch)
-        missing = len(batch.contents) - len(results.replies)
-        if ended.status == "failed" and not results.replies:
-            problems = [str(problem.message) for problem in (ended.errors and ended.errors.data) or []]
-            raise UserError(
-                f"the service refused batch {batch.id}: {'; '.join(problems[:3]) or 'it gives no reason'}. "
-                "Nothing of it was billed. Mend the cause, or set judge.mode=live."
-            )
-        if missing:
-            why = results.told() or "it gives no reason"
-            logger.warning("Batch %s is %s; %d requests have no reply (%s).", batch.id, ended.status, missing, why)
-        if results.quota_used_up:
-            give_up(QUOTA_USED_UP)
-        return results
+        ended = self._calls.wait(batch.id)
+        with self._log.held() as log:
+            if batch.mark not in self._log.under_way:  # another process was quicker
+                return self._log.refused[batch.mark]
+            results = self._results(ended, batch)
+            kept = ((key, batch.contents[key], reply) for key, reply in results.replies.items())
+            self._cache.put_once(batch.mark, kept)
+            unreadable = len(results.unreadable - set(results.replies)) * self._unknown(batch)
+            bill = sum(reply.cost for reply in results.replies.values()) + unreadable
+            self._judge.ledger.settle(batch.mark, bill)
+            log.collected(batch.mark, results.refused)
+        _tell(batch, ended, results)
+        return self._log.refused[batch.mark]
 
-    def _wait(self, name: str) -> "openai.types.Batch":
-        told = ""
-        while True:
-            batch = self._call(lambda client: client.batches.retrieve(name))
-            if batch.status != told:
-                told = batch.status
-                logger.info("Batch %s: %s.", name, told)
-            if told in ENDED:
-                return batch
-            self._judge.service.sleep(self._poll_s)
+    def _unknown(self, batch: Batch) -> float:
+        """What a reply is taken to cost that does not say."""
+        return batch.worst_usd / len(batch.contents)
 
     def _results(self, ended: "openai.types.Batch", batch: Batch) -> Results:
         """Every line of the output and of the error file; an expired batch has finished ones too."""
         names = [name for name in (ended.output_file_id, ended.error_file_id) if name]
-        unknown = batch.worst_usd / len(batch.contents)
 
         def read(body: Any) -> Reply:
-            return replace(self._judge.reply(body, self._price, unknown), prompt_version=batch.prompt_version)
+            reply = self._judge.reply(body, self._price, self._unknown(batch))
+            return replace(reply, prompt_version=batch.prompt_version)
 
-        return read_results([self._content(name) for name in names], batch.contents, read)
+        return read_results([self._calls.content(name) for name in names], batch.contents, read)
 
-    def _content(self, name: str) -> bytes:
-        return self._call(lambda client: client.files.content(name).read())
-
-    def _find_again(self, batches: Iterable[Batch]) -> list[Batch]:
-        """Those that are at the service; what never arrived there is let go of."""
-        marks = {batch.mark: batch for batch in batches}
-        names = self._call(lambda client: _by_mark(client, {m for m, b in marks.items() if b.id is None}))
-        found = []
-        for mark, batch in marks.items():
-            if batch.id is not None:
-                found.append(batch)
-            elif mark in names:
-                found.append(self._handed_in(batch, names[mark]))
+    def _find_again(self, log: HeldLog) -> None:
+        """Learn the names of batches whose owner was killed; let go of what never arrived at the service."""
+        lost = {mark: batch for mark, batch in self._log.under_way.items() if batch.id is None}
+        if not lost:
+            return
+        names = self._calls.find(set(lost))
+        left = self._lost_after_s - (time.time() - max(batch.sent_at for batch in lost.values()))
+        if len(names) < len(lost) and left > 0:  # the last call of the dead may still be on its way
+            self._calls.sleep(min(left, self._lost_after_s))
+            names = self._calls.find(set(lost))
+        for mark in lost:
+            if mark in names:
+                log.handed_in(mark, names[mark])
             else:
-                self._judge.ledger.settle(batch.reservation, 0.0)
-                self._note("collected", batch)
-        return found
-
-    def _handed_in(self, batch: Batch, name: str) -> Batch:
-        self._note("handed_in", batch, id=name)
-        return replace(batch, id=name)
-
-    def _note(self, event: str, batch: Batch, **facts: object) -> None:
-        with self._log.locked() as log:
-            log.append({"event": event, "mark": batch.mark, **facts})
-
-    def _take_in(self, records: Iterable[Mapping[str, Any]]) -> None:
-        for record in records:
-            mark = record["mark"]
-            if record["event"] == "planned":
-                self._open[mark] = _planned(record)
-            elif record["event"] == "handed_in" and mark in self._open:
-                self._open[mark] = replace(self._open[mark], id=record["id"])
-            elif record["event"] == "collected":
-                self._open.pop(mark, None)
-
-    def _call(self, send: "Callable[[openai.OpenAI], T]") -> T:
-        return self._judge.service.call(lambda: self._judge.service.attempt(send))
+                self._judge.ledger.settle(mark, 0.0)
+                log.collected(mark, set())
 
 
-def _planned(record: Mapping[str, Any]) -> Batch:
-    names = ("mark", "reservation", "worst_usd", "prompt_version", "contents")
-    return Batch(*(record[name] for name in names))
-
-
-def _by_mark(client: "openai.OpenAI", marks: set[str]) -> dict[str, str]:
-    """Mark -> the service's name, newest batches first, until all are found."""
-    found: dict[str, str] = {}
-    for batch in client.batches.list(limit=100):
-        mark = (batch.metadata or {}).get(MARK)
-        if mark in marks:
-            found[mark] = batch.id
-        if len(found) == len(marks):
-            break
-    return found
+def _tell(batch: Batch, ended: "openai.types.Batch", results: Results) -> None:
+    """Say what is missing, or end the run where going on is no use."""
+    if ended.status == "failed" and not results.replies:
+        problems = [str(problem.message) for problem in (ended.errors and ended.errors.data) or []]
+        raise UserError(
+            f"the service refused batch {batch.id}: {'; '.join(problems[:3]) or 'it gives no reason'}. "
+            "Nothing of it was billed. Mend the cause, or set judge.mode=live."
+        )
+    if missing := len(batch.contents) - len(results.replies):
+        why = results.told() or "it gives no reason"
+        logger.warning("Batch %s is %s; %d requests have no reply (%s).", batch.id, ended.status, missing, why)
+    if results.quota_used_up:
+        give_up(QUOTA_USED_UP)

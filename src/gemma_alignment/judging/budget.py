@@ -109,13 +109,17 @@ class SpendLedger:
         with self._log.locked() as log:
             return self._taken_in(log.fresh())
 
-    def reserve(self, usd: float) -> str:
+    def reserve(self, usd: float, name: str | None = None) -> str:
         """Set ``usd`` aside and return the reservation's name; on return the disk has it.
+
+        Args:
+            usd: US dollars.
+            name: one that nobody else uses; None: a new one.
 
         Raises:
             UserError: the cap would be passed. Nothing was reserved.
         """
-        name = uuid.uuid4().hex
+        name = name or uuid.uuid4().hex
         with self._log.locked() as log:
             spent = self._taken_in(log.fresh())
             if spent + usd > self._cap:

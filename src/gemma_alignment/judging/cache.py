@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemma_alignment.judging.append_log import AppendLog
+from gemma_alignment.judging.claims import Claims
 from gemma_alignment.judging.client import Judge, Reply, Request, cache_key
 from gemma_alignment.judging.parsing import parse_verdict
 
@@ -15,12 +16,15 @@ class ReplyCache:
     The key of a line is the SHA-256 of model, prompt version, decoding settings, prompt and
     both answers in their order. Every reply is kept, a refusal too, but only one that parses
     answers a request: a failure is evidence, never a verdict. Verdicts are parsed anew from the
-    raw text, so better parsing bills nothing. Threads and processes may share the file.
+    raw text, so better parsing bills nothing. Threads and processes may share the file; who asks
+    for a reply holds its claim meanwhile.
     """
 
     def __init__(self, path: str | Path) -> None:
         self._log = AppendLog(path)
         self._replies: dict[str, list[Reply]] = {}
+        self._sources: set[tuple[str, str]] = set()
+        self.claims = Claims(Path(path).with_suffix(".claims"))
 
     @property
     def path(self) -> Path:
@@ -28,29 +32,38 @@ class ReplyCache:
         return self._log.path
 
     def get(self, judge: Judge, request: Request) -> Sequence[Reply]:
-        """All replies to ``request`` up to the first that parses; empty when none parses."""
+        """All replies to ``request`` up to the first that parses, which is its verdict whatever follows."""
         with self._log.locked() as log:
             self._take_in(log.fresh())
             replies = self._replies.get(cache_key(judge, request), [])
             for count, reply in enumerate(replies, start=1):
                 if parse_verdict(reply.text) is not None:
                     return replies[:count]
-        return []
+            return list(replies)
 
     def put(self, judge: Judge, request: Request, reply: Reply) -> None:
         """Keep ``reply``; on return it is on the disk."""
-        self.put_many([(cache_key(judge, request), request.content_key, reply)])
-
-    def put_many(self, replies: Iterable[tuple[str, str, Reply]]) -> None:
-        """Keep replies, each with its key and content key; on return they are on the disk."""
         with self._log.locked() as log:
-            log.append(*(_Line(*reply).record() for reply in replies))
+            log.append(_Line(cache_key(judge, request), request.content_key, reply).record())
+
+    def put_once(self, source: str, replies: Iterable[tuple[str, str, Reply]]) -> None:
+        """Keep the replies of ``source``, one for each key: those that are kept already are passed over.
+
+        Args:
+            source: what they come from, as a batch that a killed run has left half collected.
+            replies: each with its key and content key; on return they are on the disk.
+        """
+        with self._log.locked() as log:
+            self._take_in(log.fresh())
+            new = [_Line(*reply, source) for reply in replies if (reply[0], source) not in self._sources]
+            log.append(*(line.record() for line in new))
 
     def _take_in(self, records: Sequence[dict[str, object]]) -> None:
         for record in records:
             line = _Line.of(record)
             if line is not None:
                 self._replies.setdefault(line.key, []).append(line.reply)
+                self._sources.add((line.key, line.source))
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,8 @@ class _Line:
     key: str
     content_key: str
     reply: Reply
+    source: str = ""
+    """The batch that it came with; empty for a reply of its own."""
 
     def record(self) -> dict[str, object]:
         reply = self.reply
@@ -71,6 +86,7 @@ class _Line:
             "tokens_out": reply.tokens_out,
             "fingerprint": reply.fingerprint,
             "cost": reply.cost,
+            **({"source": self.source} if self.source else {}),
         }
 
     @classmethod
@@ -86,6 +102,6 @@ class _Line:
                 fingerprint=None if record["fingerprint"] is None else str(record["fingerprint"]),
                 cost=float(str(record["cost"])),
             )
-            return cls(str(record["key"]), str(record["content_key"]), reply)
+            return cls(str(record["key"]), str(record["content_key"]), reply, str(record.get("source", "")))
         except (KeyError, ValueError):
             return None

@@ -87,15 +87,18 @@ class JudgeConnection:
         score: Callable[[str, str], float] | None = None,
         skip_identical: bool = True,
     ) -> Session:
-        """A session with that judge: cached, several requests at a time or in batches, if it costs money."""
+        """A session with that judge: cached, several requests at a time or in batches, if it costs money.
+
+        A session that sends one by one waits for batches too: what they hold is paid for.
+        """
         judge = self.judge(parameters, score)
         if not isinstance(judge, OpenAIJudge):
             return Session(judge, None, concurrency=1, attempts=1, skip_identical=skip_identical)
         cache, remote = self.cache(), parameters.remote
-        if parameters.mode == "live":
-            return Session(judge, cache, remote.concurrency, parameters.attempts, skip_identical)
         path = self._cache_path.with_suffix(".batches.jsonl")
-        batches = Batches(judge, cache, path, remote.batch_size, remote.batch_poll_s)
+        batches = Batches(judge, cache, path, remote.batch_size, remote.batch_poll_s, remote.timeout_s)
+        if parameters.mode == "live":
+            return Session(judge, cache, remote.concurrency, parameters.attempts, skip_identical, batches)
         return BatchSession(judge, cache, 1, parameters.attempts, skip_identical, batches=batches)
 
     def _check_key(self, parameters: JudgeParameters) -> None:

@@ -2,14 +2,17 @@
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
 from gemma_alignment.errors import UserError
+from gemma_alignment.judging.batch_calls import within_reach
+from gemma_alignment.judging.batches import Batches
 from gemma_alignment.judging.cache import ReplyCache
-from gemma_alignment.judging.client import Judge, JudgeUnavailable, Reply, Request, RequestRefused
+from gemma_alignment.judging.client import Judge, JudgeUnavailable, Reply, Request, RequestRefused, cache_key
 from gemma_alignment.judging.pairing import UNPARSED
 from gemma_alignment.judging.parsing import parse_verdict
 
@@ -17,6 +20,11 @@ logger = logging.getLogger(__name__)
 
 FAILURES_IN_A_ROW = 5
 """So many requests without a reply, one after the other, are an outage and no bad luck."""
+
+
+def has_verdict(replies: Sequence[Reply]) -> bool:
+    """Whether the last of ``replies`` is a verdict."""
+    return bool(replies) and parse_verdict(replies[-1].text) is not None
 
 
 @dataclass(frozen=True)
@@ -45,8 +53,9 @@ class Session:
         judge: who decides.
         cache: where replies are kept; None for a judge that costs nothing.
         concurrency: requests at a time.
-        attempts: replies asked for until one parses.
+        attempts: replies asked for until one parses, in all runs over one cache together.
         skip_identical: call equal answers a tie without asking.
+        batches: what this or another run has handed in over the same cache; None where nothing can be.
     """
 
     judge: Judge
@@ -54,6 +63,7 @@ class Session:
     concurrency: int
     attempts: int
     skip_identical: bool = True
+    batches: Batches | None = None
     _stopping: threading.Event = field(default_factory=threading.Event, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _failures: int = field(default=0, init=False)
@@ -64,30 +74,37 @@ class Session:
         """One row for every comparison and order, in the order given: AB, then BA.
 
         A reply that does not parse is asked for again, ``attempts`` in all, and is then
-        "unparsed": counted, never a tie. Equal requests are sent once. What was answered before
-        a stop is kept in the cache and not asked again.
+        "unparsed": counted, never a tie, and asked again only with a higher ``attempts``. Equal
+        requests are sent once. What was answered before a stop is kept in the cache and not asked again.
 
         Raises:
             UserError: the judge cannot go on; the message says what is saved.
         """
         self.finish_earlier()
-        requests: dict[str, Request] = {}
-        for comparison in comparisons:
-            for order in ("ab", "ba"):
-                request = comparison.request(order)
-                if not self._is_tie(request):
-                    requests.setdefault(request.content_key, request)
-        replies = {key: known for key, request in requests.items() if (known := self._cached(request))}
+        requests = self._requests(comparisons)
+        replies = {key: known for key, request in requests.items() if self._is_done(known := self._kept(request))}
         open_requests = {key: request for key, request in requests.items() if key not in replies}
         self._answered = bool(replies)
-        if replies:
-            logger.info("%d of %d judgements are known from %s.", len(replies), len(requests), self._where())
+        self._tell_known(replies, len(requests))
         self.judge.prepare(list(open_requests.values()))
         replies |= self.ask_all(open_requests)
         return [self._row(c, order, replies) for c in comparisons for order in ("ab", "ba")]
 
+    def unanswered(self, comparisons: Sequence[Comparison]) -> dict[str, Request]:
+        """What :meth:`judgements` would send for these, by key in the cache, were every reply to parse."""
+        self.finish_earlier()
+        open_requests = [r for r in self._requests(comparisons).values() if not self._is_done(self._kept(r))]
+        return {cache_key(self.judge, request): request for request in open_requests}
+
     def finish_earlier(self) -> None:
-        """Bring in what an earlier session left under way; nothing, when requests are sent one by one."""
+        """Bring in the batches that a session, this one's or another's, left under way.
+
+        Raises:
+            UserError: their service is out of reach.
+        """
+        if self.batches is not None:
+            with within_reach():
+                self.batches.collect_earlier()
 
     def ask_all(self, requests: dict[str, Request]) -> dict[str, list[Reply]]:
         """The replies to each request, the one that counts last; none where there was none."""
@@ -111,18 +128,14 @@ class Session:
         """Every reply to ``request``, the last one being the one that counts."""
         replies: list[Reply] = []
         try:
-            if known := self._cached(request):  # paid for meanwhile by another process
-                return known
-            for attempt in range(self.attempts):
-                if self._stopping.is_set():
-                    break
-                reply = self.judge.judge(request.prompt, request.answer_1, request.answer_2, attempt)
-                replies.append(reply)
-                if self.cache is not None:
-                    self.cache.put(self.judge, request, reply)
-                self._count_failure(None)
-                if parse_verdict(reply.text) is not None:
-                    break
+            with self._claimed(request):
+                replies += self._kept(request)  # another process may have paid for them meanwhile
+                while not self._is_done(replies) and not self._stopping.is_set():
+                    reply = self.judge.judge(request.prompt, request.answer_1, request.answer_2, len(replies))
+                    replies.append(reply)
+                    if self.cache is not None:
+                        self.cache.put(self.judge, request, reply)
+                    self._count_failure(None)
         except JudgeUnavailable as error:
             if not self._stopping.is_set():
                 logger.warning("A judgement is left out: %s.", error)
@@ -159,8 +172,46 @@ class Session:
         self._stopping.set()
         self.judge.stop()
 
-    def _cached(self, request: Request) -> list[Reply]:
+    @contextmanager
+    def _claimed(self, request: Request) -> Iterator[None]:
+        """Keep every other thread and process from asking the same meanwhile."""
+        if self.cache is None:
+            yield
+            return
+        key = cache_key(self.judge, request)
+        with self.cache.claims.held(key, self._wait):
+            if self.batches is not None and self.batches.holds(key):
+                raise UserError(
+                    "another process has handed in the same judgements as a batch. Every verdict so far is saved "
+                    f"in {self._where()}; the same command waits for the batch and goes on from there."
+                )
+            yield
+
+    def _wait(self, seconds: float) -> None:
+        if self._stopping.wait(seconds):
+            raise JudgeUnavailable("judging was stopped")
+
+    def _requests(self, comparisons: Sequence[Comparison]) -> dict[str, Request]:
+        """Content key -> what has to be asked: equal requests once, equal answers perhaps not at all."""
+        asked = [comparison.request(order) for comparison in comparisons for order in ("ab", "ba")]
+        return {request.content_key: request for request in asked if not self._is_tie(request)}
+
+    def _kept(self, request: Request) -> list[Reply]:
         return [] if self.cache is None else list(self.cache.get(self.judge, request))
+
+    def _is_done(self, replies: Sequence[Reply]) -> bool:
+        """Whether the last reply is a verdict, or no further one is to be asked for."""
+        return len(replies) >= self.attempts or has_verdict(replies)
+
+    def _tell_known(self, known: Mapping[str, Sequence[Reply]], asked: int) -> None:
+        if known:
+            logger.info("%d of %d judgements are known from %s.", len(known), asked, self._where())
+        if unparsed := sum(not has_verdict(replies) for replies in known.values()):
+            logger.warning(
+                "%d requests had their %d replies, and none is a verdict: they stay unparsed. A higher "
+                "judge.attempts asks for more.",
+                *(unparsed, self.attempts),
+            )
 
     def _is_tie(self, request: Request) -> bool:
         return self.skip_identical and request.answer_1 == request.answer_2

@@ -88,7 +88,7 @@ class RemoteParameters:
     max_output_tokens: int
     """Most tokens of one reply, and what is reserved of the cap for it."""
     timeout_s: float
-    """Seconds after which a request counts as lost."""
+    """Seconds that an answer may take, from its first to its last byte; after them a request counts as lost."""
     concurrency: int
     """Requests under way at a time."""
     requests_per_minute: int
@@ -133,7 +133,7 @@ class JudgeParameters:
     seed: int
     """Of the rubric's noise and of a language model's sampling."""
     attempts: int
-    """Replies asked for until one parses; then the judgement is reported as unparsed."""
+    """Replies asked for, in all runs over one cache together, until one parses; then the judgement is unparsed."""
     canaries: int
     """Questions with a known answer, of each sort; 0: none."""
     repeats: int
