@@ -88,6 +88,7 @@ def test_a_judge_that_cannot_be_asked_is_refused_before_it_writes(prepared, monk
 def test_the_pairs_are_judged_before_anything_else_is_asked():
     """A judge that fails over them has not replaced the answers to the other questions."""
     order = [node.name for node in create_pipeline().nodes]
+    assert order.index("estimate_cost") < order.index("judge_pairs")  # all of it is priced before any of it is asked
     for other in ("question_judge", "judge_again", "judge_labelled"):
         assert order.index("judge_pairs") < order.index(other)
 

@@ -7,10 +7,18 @@ import pytest
 from chat_service import completion, verdict
 
 from gemma_alignment.errors import UserError
+from gemma_alignment.judging.canaries import REQUESTS
 from gemma_alignment.judging.connection import JudgeConnection
 from gemma_alignment.judging.labelled import against_labels, label_counts, labelled_comparisons
 from gemma_alignment.judging.references import stored_judgements
-from gemma_alignment.pipelines.evaluation.nodes import describe_judge, judge_again, judge_labelled, judge_pairs
+from gemma_alignment.pipelines.evaluation.nodes import (
+    describe_judge,
+    estimate_cost,
+    judge_again,
+    judge_labelled,
+    judge_pairs,
+    question_judge,
+)
 from gemma_alignment.report.judge_section import judge_card as judge_section_of_report
 
 
@@ -147,6 +155,55 @@ def test_a_file_of_labelled_pairs_that_cannot_be_used_says_so(judge_section, tmp
     path = write(tmp_path / "people.jsonl", [{"broken": True}])
     with pytest.raises(UserError, match=r"line 1: missing field"):
         judge_labelled([], connection, judge_section(labelled_path=path))
+
+
+def everything(connection, section, preferences, pairs):
+    """Every node that asks the judge, as the pipeline runs them."""
+    judge_pairs(pairs, connection, section)
+    question_judge(preferences, pairs, connection, section)
+    judge_again(pairs, connection, section)
+    judge_labelled(pairs, connection, section)
+
+
+def test_the_estimate_counts_every_call_that_is_made(service, judge_section, tmp_path, caplog):
+    """Pairs, questions with a known answer, repeats and labelled pairs; on an empty cache, in between, and after."""
+    caplog.set_level("INFO")
+    service.script = honest
+    preferences = [pair(i, high=2.0 + i) for i in range(9)]  # some are labelled pairs too, and asked once
+    path = write(tmp_path / "people.jsonl", [pair(i) for i in range(5, 20)])
+    section = judge_section(canaries=4, repeats=8, labelled_path=path, labelled_pairs=12)
+    connection = JudgeConnection(tmp_path / "cache.jsonl", "key")
+    pairs = [answered(i) for i in range(20)]
+    estimate = estimate_cost(pairs, preferences, connection, section)["requests"]
+    assert service.received == []
+    assert f"{estimate} requests to the judge" in caplog.text
+    judge_pairs(pairs, connection, section)
+    assert len(service.received) == 2 * 19  # one pair is two equal answers
+    left = estimate_cost(pairs, preferences, connection, section)["requests"]
+    assert left == estimate - 2 * 19
+    everything(connection, section, preferences, pairs)
+    assert len(service.received) == estimate > 2 * (19 + 8 + 12)
+    assert estimate_cost(pairs, preferences, connection, section)["requests"] == 0
+
+
+def test_a_canary_is_estimated_beforehand_at_what_it_takes(service, judge_section, tmp_path):
+    service.script = honest
+    connection = JudgeConnection(tmp_path / "cache.jsonl", "key")
+    question_judge([pair(i) for i in range(9)], [], connection, judge_section(canaries=4))
+    assert len(service.received) == 4 * REQUESTS
+
+
+def test_a_cap_that_holds_the_pairs_alone_sends_nothing(service, judge_section, tmp_path):
+    pairs, preferences = [answered(i) for i in range(20)], [pair(i) for i in range(9)]
+    little = judge_section(canaries=9, repeats=20, spend_cap_usd=0.01)
+    connection = JudgeConnection(tmp_path / "cache.jsonl", "key")
+    # 38 of the pairs, 99 of the canaries without the 16 that are pairs too, 38 repeats.
+    with pytest.raises(UserError, match=r"judging 159 requests will cost about .*Nothing was sent"):
+        estimate_cost(pairs, preferences, connection, little)
+    assert service.received == []
+    alone = {**little, "canaries": 0, "repeats": 0}
+    assert estimate_cost(pairs, preferences, connection, alone)["requests"] == 38
+    assert estimate_cost(pairs, preferences, connection, {**little, "kind": "none"})["requests"] == 0
 
 
 def answered(i):

@@ -14,6 +14,7 @@ from typing import Any
 from gemma_alignment.config import build
 from gemma_alignment.errors import UserError
 from gemma_alignment.judging.budget import BYTES_PER_TOKEN, EXPECTED_REPLY_TOKENS, batch_price, cost, price_of
+from gemma_alignment.judging.canaries import REQUESTS
 from gemma_alignment.judging.prompts import SYSTEM
 from gemma_alignment.modeling.hub import check_access
 from gemma_alignment.modeling.memory import FP32, GEMMA_2B, MOMENTS, WIDTHS, Holding, Shape, Work, phases
@@ -146,7 +147,7 @@ def _arm(parameters: Parameters, method: str, rates: RateParameters) -> float:
 
 
 def _judge(plan: Plan, parameters: Parameters) -> Line:
-    """Every two methods of a seed and each against the SFT model, both orders; repeats and canaries besides."""
+    """Every two methods of a seed and each against the SFT model, both orders; all questions to the judge besides."""
     if parameters["judge"]["kind"] != "openai":
         return Line("judge", f"{parameters['judge']['kind']}: costs nothing")
     judge = build(JudgeParameters, parameters["judge"], "judge")
@@ -155,7 +156,8 @@ def _judge(plan: Plan, parameters: Parameters) -> Line:
     prompts = min(prompts, evaluation["max_prompts"] or prompts)
     count = len(plan.methods)
     pairs = count * (count - 1) // 2 + (count if evaluation["against_sft"] else 0)
-    requests = 2 * (pairs * len(plan.seeds) * prompts + judge.repeats + 6 * judge.canaries)
+    labelled = judge.labelled_pairs if judge.labelled_path else 0
+    requests = 2 * (pairs * len(plan.seeds) * prompts + judge.repeats + labelled) + REQUESTS * judge.canaries
     answers = 2 * parameters["rollout"]["max_new_tokens"]
     tokens_in = requests * (len(SYSTEM.encode()) // BYTES_PER_TOKEN + preferences["max_prompt_tokens"] + answers)
     price = price_of(judge)

@@ -2,23 +2,30 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 from gemma_alignment.config import build
-from gemma_alignment.errors import UserError
 from gemma_alignment.judging.answers import Answers, join
 from gemma_alignment.judging.canaries import canaries, canary_results
 from gemma_alignment.judging.card import agreement_labels, judge_card, length_preference, repeated_verdicts
-from gemma_alignment.judging.client import digest
 from gemma_alignment.judging.connection import JudgeConnection
-from gemma_alignment.judging.labelled import against_labels, label_counts, labelled_comparisons
+from gemma_alignment.judging.labelled import against_labels, label_counts
 from gemma_alignment.judging.prompts import control_strings
 from gemma_alignment.judging.references import yardstick
 from gemma_alignment.judging.selection import System, check_shared_models, pair_systems, select_systems
-from gemma_alignment.judging.session import Comparison, Session
 from gemma_alignment.parameters.judge import EvaluationParameters, JudgeParameters
-from gemma_alignment.pipelines.evaluation.people import labelled_rows, references
+from gemma_alignment.pipelines.evaluation.people import references
+from gemma_alignment.pipelines.evaluation.questions import (
+    EffectiveKind,
+    another_seed,
+    compared,
+    drawn_again,
+    effective_kind,
+    labelled_by_people,
+    session_of,
+    unanswered,
+)
 from gemma_alignment.report.runs import REWARD_MODEL, RunKey, baseline_fingerprints, parse_key
 
 logger = logging.getLogger(__name__)
@@ -27,9 +34,6 @@ Row = Mapping[str, Any]
 Partitions = Mapping[str, Callable[[], Any]]
 BROKEN = ("failed", "killed")
 """A run that ended so may have left the responses of an earlier one."""
-REPEAT_SEED = 1000
-"""Added to the seed where a judgement is repeated: beyond the seeds of further attempts."""
-EffectiveKind = Literal["rubric", "openai", "recorded", "none"]
 
 
 def select_pairs(
@@ -63,14 +67,36 @@ def select_pairs(
     return pairs
 
 
-def judge_pairs(pairs: Sequence[Row], judge: JudgeConnection, parameters: Row) -> list[dict[str, object]]:
-    """Both orders of every pair, judged; no row at all where nothing can judge."""
+def estimate_cost(
+    pairs: Sequence[Row], preferences: Iterable[Row], judge: JudgeConnection, parameters: Row
+) -> dict[str, object]:
+    """Price all that the nodes below are going to ask a language model, before any of them asks.
+
+    Returns:
+        ``requests``: how many no file has an answer to. A reply that does not parse costs a further one.
+
+    Raises:
+        UserError: all of it together will not fit under the cap.
+    """
     settings = build(JudgeParameters, parameters, "judge")
-    kind, reason = _effective_kind(settings, pairs)
+    kind, _ = effective_kind(settings, pairs)
+    if kind != "openai":
+        return {"requests": 0}
+    requests = unanswered(pairs, preferences, judge, settings)
+    judge.judge(settings).prepare(requests)
+    return {"requests": len(requests)}
+
+
+def judge_pairs(
+    pairs: Sequence[Row], judge: JudgeConnection, parameters: Row, *estimated: object
+) -> list[dict[str, object]]:
+    """Both orders of every pair, judged after the cost is ``estimated``; no row at all where nothing can judge."""
+    settings = build(JudgeParameters, parameters, "judge")
+    kind, reason = effective_kind(settings, pairs)
     if kind == "none":
         logger.warning("Nothing is judged: %s.", reason)
         return []
-    return _session(judge, settings, kind).judgements(_comparisons(pairs))
+    return session_of(judge, settings, kind).judgements(compared(pairs))
 
 
 def question_judge(
@@ -78,12 +104,12 @@ def question_judge(
 ) -> list[dict[str, object]]:
     """Questions with a known answer, put to the same judge by the same rules after the pairs are ``judged``."""
     settings = build(JudgeParameters, parameters, "judge")
-    kind, _ = _effective_kind(settings, pairs)
+    kind, _ = effective_kind(settings, pairs)
     # A recorded judge knows only what it was asked when it was recorded.
     if kind in ("none", "recorded"):
         return []
     questions = canaries(preferences, settings.canaries)
-    return _session(judge, settings, kind, skip_identical=False).judgements(questions)
+    return session_of(judge, settings, kind, skip_identical=False).judgements(questions)
 
 
 def judge_again(
@@ -91,13 +117,10 @@ def judge_again(
 ) -> list[dict[str, object]]:
     """Some of the ``judged`` pairs judged once more with another seed, drawn by a hash of their names."""
     settings = build(JudgeParameters, parameters, "judge")
-    kind, _ = _effective_kind(settings, pairs)
+    kind, _ = effective_kind(settings, pairs)
     if kind in ("none", "recorded"):
         return []
-    told_apart = [pair for pair in pairs if pair["answer_a"] != pair["answer_b"]]
-    drawn = sorted(told_apart, key=lambda pair: digest(pair["system_a"], pair["system_b"], pair["prompt_id"]))
-    again = replace(settings, seed=settings.seed + REPEAT_SEED)
-    return _session(judge, again, kind).judgements(_comparisons(drawn[: settings.repeats]))
+    return session_of(judge, another_seed(settings), kind).judgements(drawn_again(pairs, settings))
 
 
 def judge_labelled(
@@ -109,12 +132,12 @@ def judge_labelled(
         UserError: the file is not there, or holds no usable pair.
     """
     settings = build(JudgeParameters, parameters, "judge")
-    kind, _ = _effective_kind(settings, pairs)
+    kind, _ = effective_kind(settings, pairs)
     if kind != "openai" or settings.labelled_path is None:
         return []
-    asked = labelled_comparisons(labelled_rows(settings.labelled_path), settings.labelled_pairs)
+    asked = labelled_by_people(settings)
     labels = {comparison.prompt_id: label for comparison, label in asked}
-    rows = _session(judge, settings, kind).judgements([comparison for comparison, _ in asked])
+    rows = session_of(judge, settings, kind).judgements([comparison for comparison, _ in asked])
     return [{**row, "label": labels[str(row["prompt_id"])]} for row in rows]
 
 
@@ -130,7 +153,7 @@ def describe_judge(
     from gemma_alignment.statistics.agreement import kappa
 
     settings = build(JudgeParameters, parameters, "judge")
-    kind, reason = _effective_kind(settings, pairs)
+    kind, reason = effective_kind(settings, pairs)
     rows, canaries_asked, repeats, labelled = map(
         list, (judgements, canary_judgements, repeat_judgements, labelled_judgements)
     )
@@ -153,44 +176,6 @@ def describe_judge(
         "cost_of_questions": sum(row["cost"] for row in (*canaries_asked, *repeats, *labelled)),
         "control_strings": _control_strings(pairs),
     }
-
-
-def _effective_kind(settings: JudgeParameters, pairs: Sequence[Row]) -> tuple[EffectiveKind, str | None]:
-    """What ``judge.kind`` comes to for these answers, and why there is no judge where there is none."""
-    has_gold = bool(pairs) and all(pair["has_gold"] for pair in pairs)
-    if settings.kind == "none":
-        return "none", "judge.kind is none"
-    if settings.kind == "auto":
-        if has_gold:
-            return "rubric", None
-        return "none", (
-            "judge.kind is auto and these answers have no gold score; for the verdicts of a language model "
-            "set judge.kind=openai, and OPENAI_API_KEY in the environment"
-        )
-    if settings.kind == "rubric" and not has_gold:
-        raise UserError(
-            "judge.kind is rubric, but these answers have no gold score: only the generated world knows "
-            "the true quality of an answer. Set judge.kind to openai, recorded or none."
-        )
-    return settings.kind, None
-
-
-def _comparisons(pairs: Sequence[Row]) -> list[Comparison]:
-    names = [field.name for field in fields(Comparison)]
-    return [Comparison(**{name: pair[name] for name in names}) for pair in pairs]
-
-
-def _session(
-    connection: JudgeConnection, settings: JudgeParameters, kind: EffectiveKind, skip_identical: bool = True
-) -> Session:
-    score = _gold_score() if kind == "rubric" else None
-    return connection.session(replace(settings, kind=kind), score, skip_identical)
-
-
-def _gold_score() -> Callable[[str, str], float]:
-    from gemma_alignment.world.gold import gold_score
-
-    return gold_score
 
 
 def _cards(run_cards: Partitions, systems: Iterable[System]) -> dict[System, Row]:

@@ -6,6 +6,7 @@ from kedro.pipeline import Node, Pipeline
 
 from gemma_alignment.pipelines.evaluation.nodes import (
     describe_judge,
+    estimate_cost,
     judge_again,
     judge_labelled,
     judge_pairs,
@@ -21,7 +22,8 @@ def create_pipeline(finished: Sequence[str] = ()) -> Pipeline:
         finished: datasets that must be there first, such as the responses that other pipelines
             of the same run still write; their content reaches the nodes through the partitions.
 
-    The pairs are judged before anything else is asked: a judge that fails leaves every earlier file as it was.
+    All that is to be asked is priced before anything is asked, and the pairs are judged first: a judge that
+    fails leaves every earlier file as it was.
     """
     nodes = [
         Node(
@@ -31,8 +33,14 @@ def create_pipeline(finished: Sequence[str] = ()) -> Pipeline:
             name="select_pairs",
         ),
         Node(
+            estimate_cost,
+            inputs=["answer_pairs", "preferences_eval", "judge", "params:judge"],
+            outputs="judge_estimate",
+            name="estimate_cost",
+        ),
+        Node(
             judge_pairs,
-            inputs=["answer_pairs", "judge", "params:judge"],
+            inputs=["answer_pairs", "judge", "params:judge", "judge_estimate"],
             outputs="judgements",
             name="judge_pairs",
         ),
