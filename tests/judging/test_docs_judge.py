@@ -33,6 +33,7 @@ def test_the_files_are_those_that_are_written(tmp_path):
     cache = JudgeConnection(tmp_path / "judge_cache.jsonl").cache().path
     for path in (cache, cache.with_suffix(".spend.jsonl"), cache.with_suffix(".batches.jsonl")):
         assert f"`{path.name}`" in TEXT
+    assert f"`{cache.with_suffix('.claims').name}/`" in TEXT
     catalog = (ROOT / "conf/base/catalog_evaluation.yml").read_text("utf-8")
     assert "/judge_cache.jsonl" in catalog
 
