@@ -208,6 +208,7 @@ def test_a_batch_whose_confirmation_was_lost_is_not_handed_in_twice(study, batch
 
 
 STEPS = {
+    "before the plan": (HeldLog, "planned"),
     "before the reservation": (SpendLedger, "reserve"),
     "before the file": (BatchCalls, "upload"),
     "before the batch": (BatchCalls, "create"),
@@ -233,7 +234,7 @@ def test_a_run_killed_at_any_step_is_taken_up(study, batch_service, tmp_path, mo
             study(timeout_s=0.5)
     place = list(STEPS).index(step)
     reserved = spent(tmp_path)
-    if step == "before the reservation":
+    if step in ("before the plan", "before the reservation"):
         assert reserved == 0
     elif step == "before it is written down as collected":
         assert reserved == pytest.approx(20 * HALF_PRICE)
@@ -352,18 +353,47 @@ def test_a_live_run_waits_for_the_batch_instead_of_paying_again(study, batch_ser
     assert spent(tmp_path) == pytest.approx(20 * HALF_PRICE)
 
 
-def test_a_live_run_does_not_ask_what_somebody_hands_in_meanwhile(study, batch_service, judge_section, tmp_path):
-    section = judge_section(base_url=batch_service.url, mode="live")
-    live = JudgeConnection(tmp_path / "cache.jsonl", "key").session(build(JudgeParameters, section, "judge"))
+def test_a_judge_elsewhere_leaves_the_batch_alone(study, batch_service, service, judge_section, tmp_path):
+    batch_service.faults = [("GET /batches/", error(503))] * 4
+    with pytest.raises(UserError, match="the same command collects it"):
+        study()
+    calls = len(batch_service.calls)
+    parameters = build(JudgeParameters, judge_section(), "judge")
+    elsewhere = JudgeConnection(tmp_path / "cache.jsonl", "key").session(parameters)
+    assert len(elsewhere.judgements(COMPARISONS)) == len(service.received) == 20
+    assert len(batch_service.calls) == calls
+    assert [row["verdict"] for row in study()] == EXPECTED
+    assert len(batch_service.batches) == 1
 
-    def then_a_batch():
-        batch_service.faults = [("GET /batches/", error(503))] * 4
-        with pytest.raises(UserError, match="the same command collects it"):
-            study()
 
-    live.finish_earlier = then_a_batch
+@pytest.fixture
+def overtaken(study, batch_service, judge_section, tmp_path):
+    """A session of some mode; another run hands everything in after it has looked for batches, and leaves it there."""
+
+    def make(mode):
+        section = judge_section(base_url=batch_service.url, mode=mode)
+        session = JudgeConnection(tmp_path / "cache.jsonl", "key").session(build(JudgeParameters, section, "judge"))
+
+        def then_a_batch():
+            batch_service.faults = [("GET /batches/", error(503))] * 4
+            with pytest.raises(UserError, match="the same command collects it"):
+                study()
+
+        session.finish_earlier = then_a_batch
+        return session
+
+    return make
+
+
+def test_what_waits_in_the_batch_of_another_run_is_not_handed_in_again(overtaken, batch_service, tmp_path):
+    assert [row["verdict"] for row in overtaken("batch").judgements(COMPARISONS)] == EXPECTED
+    assert len(batch_service.asked()) == 20
+    assert spent(tmp_path) == pytest.approx(20 * HALF_PRICE)
+
+
+def test_a_live_run_does_not_ask_what_somebody_hands_in_meanwhile(overtaken, batch_service):
     with pytest.raises(UserError, match="handed in the same judgements as a batch"):
-        live.judgements(COMPARISONS)
+        overtaken("live").judgements(COMPARISONS)
     assert not [call for call in batch_service.calls if "chat" in call]
 
 
@@ -389,8 +419,9 @@ def test_a_batch_is_reserved_at_its_worst_and_refused_above_the_cap(study, batch
     assert spent(tmp_path) == 0
     with pytest.raises(UserError, match="Nothing was sent"):
         study(spend_cap_usd=0.0001)
-    assert [row["verdict"] for row in study()] == EXPECTED  # nothing is left of what was refused
+    assert [row["verdict"] for row in study()] == EXPECTED
     assert len(batch_service.batches) == 1
+    assert not [call for call in batch_service.calls if call.startswith("GET /batches?")]  # no plan is left to look for
 
 
 def test_what_was_answered_and_cannot_be_read_is_billed_at_the_worst(study, batch_service, tmp_path):

@@ -104,7 +104,7 @@ TOO_LONG = "This model's maximum context length is 4096 tokens. However, your re
 REFUSAL = {"message": TOO_LONG, "type": "BadRequestError", "param": "input_tokens", "code": 400}
 
 
-@pytest.mark.parametrize("body", [{"error": REFUSAL}, {"object": "error", **REFUSAL}], ids=["0.12", "before 0.10"])
+@pytest.mark.parametrize("body", [{"error": REFUSAL}, {"object": "error", **REFUSAL}], ids=["nested", "flat, as once"])
 def test_vllm_leaves_out_what_does_not_fit_its_context(service, remote_judge, own, body):
     service.script = lambda n, payload: Answer(400, body) if '"q7"' in str(payload) else vllm(payload)
     rows = own().judgements(COMPARISONS)

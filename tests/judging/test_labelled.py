@@ -169,8 +169,8 @@ def test_the_estimate_counts_every_call_that_is_made(service, judge_section, tmp
     """Pairs, questions with a known answer, repeats and labelled pairs; on an empty cache, in between, and after."""
     caplog.set_level("INFO")
     service.script = honest
-    preferences = [pair(i, high=2.0 + i) for i in range(9)]  # some are labelled pairs too, and asked once
-    path = write(tmp_path / "people.jsonl", [pair(i) for i in range(5, 20)])
+    preferences = [pair(i, high=2.0 + i) for i in range(20, 29)]  # some are labelled pairs too, and asked once
+    path = write(tmp_path / "people.jsonl", [pair(i) for i in range(25, 40)])
     section = judge_section(canaries=4, repeats=8, labelled_path=path, labelled_pairs=12)
     connection = JudgeConnection(tmp_path / "cache.jsonl", "key")
     pairs = [answered(i) for i in range(20)]

@@ -272,6 +272,8 @@ def run_pipeline(data_root, sections):
     loader = OmegaConfigLoader(str(CONF), runtime_params={"data_root": str(data_root)}, **CONFIG_LOADER_ARGS)
     pipeline = create_pipeline()
     entries = {name: entry for name, entry in loader["catalog"].items() if name in pipeline.datasets()}
+    free = {name for name in pipeline.datasets() if name.startswith("params:")}
+    assert set(entries) == pipeline.datasets() - free, "every dataset of the pipeline stands in the catalog"
     catalog = DataCatalog.from_config(entries, loader["credentials"])
     for name, values in sections.items():
         catalog[f"params:{name}"] = values

@@ -33,9 +33,11 @@ class BatchLog:
 
     Args:
         path: of the file.
+        base_url: of the service; batches at others are none of its business.
     """
 
     path: Path
+    base_url: str
     under_way: dict[str, Batch] = field(default_factory=dict, init=False)
     """By mark."""
     refused: dict[str, frozenset[str]] = field(default_factory=dict, init=False)
@@ -67,15 +69,14 @@ class BatchLog:
     def _take_in(self, record: Mapping[str, Any]) -> None:
         event, mark = record.get("event"), str(record.get("mark"))
         batch = self.under_way.get(mark)
-        if event == "planned":
+        if event == "planned" and record["base_url"] == self.base_url:
             worst, version, contents = (record[name] for name in ("worst_usd", "prompt_version", "contents"))
             self.under_way[mark] = Batch(mark, worst, version, contents, sent_at=record["at"])
         elif event == "sent" and batch:
             self.under_way[mark] = replace(batch, sent_at=record["at"])
         elif event == "handed_in" and batch:
             self.under_way[mark] = replace(batch, id=record["id"])
-        elif event == "collected":
-            self.under_way.pop(mark, None)
+        elif event == "collected" and self.under_way.pop(mark, None):
             self.refused[mark] = frozenset(record["refused"])
 
 
@@ -89,7 +90,7 @@ class HeldLog:
     def planned(self, batch: Batch) -> None:
         """The batch is about to be reserved and sent."""
         facts = {"worst_usd": batch.worst_usd, "prompt_version": batch.prompt_version, "contents": batch.contents}
-        self._note("planned", batch.mark, at=time.time(), **facts)
+        self._note("planned", batch.mark, at=time.time(), base_url=self._log.base_url, **facts)
 
     def sent(self, mark: str) -> None:
         """The service is about to be asked to start it."""

@@ -51,7 +51,7 @@ class Batches:
     ) -> None:
         self._judge = judge
         self._cache = cache
-        self._log = BatchLog(path)
+        self._log = BatchLog(path, judge.service.base_url)
         self._size = size
         self._calls = BatchCalls(judge.service, poll_s)
         self._lost_after_s = lost_after_s
