@@ -7,8 +7,10 @@ from fake_study import PROTOCOL, REPORTING, fake_study
 from gemma_alignment.config import build
 from gemma_alignment.parameters.reporting import ProtocolParameters
 from gemma_alignment.pipelines.reporting.nodes import compare, render_report
+from gemma_alignment.report.comparing import power_block
 from gemma_alignment.report.robust import ENOUGH_RUNS, robust_blocks
-from gemma_alignment.report.seeds import seeds_block, what_more_would_show
+from gemma_alignment.report.seeds import how_many, seeds_block, what_more_would_show
+from gemma_alignment.report.seeds_section import seen as seen_table
 from gemma_alignment.statistics.aggregate import iqm, probability_of_improvement
 from gemma_alignment.statistics.power import unpaired_power
 
@@ -42,6 +44,26 @@ def test_seeds_for_the_effect_seen_carry_its_uncertainty():
     assert "permutation test with 4, of the sign-flip test with 6" in text
     assert "17 seeds a method would find it with that power; over its interval, at least 6." in text
     assert len(what_more_would_show(seen, "c", "Score")) == 1
+
+
+def test_an_effect_too_small_to_look_for_needs_more_than_ten_thousand():
+    metrics = {"a": metric(0.01, -0.02, 0.03), "b": metric(0.03, 0.01, 0.5), "c": metric(0.0, -0.01, 0.01)}
+    block = seeds_block(metrics, 3, FIXED)
+    seen = block["seen"]
+    numbers = [(one["seeds"], one["fewest"], one["most"]) for one in seen.values()]
+    assert numbers == [(None, None, None), (None, 64, None), (None, None, None)]
+    assert seen["a"]["reason"] == "more than 10,000 seeds a method would be needed for a d of 0.01"
+    assert seen["c"]["reason"] == "no number of seeds finds a d of 0"
+    assert power_block(3, 0.01, FIXED)["reason"] == seen["a"]["reason"]
+    assert power_block(3, None, FIXED)["reason"] == "no d was seen"
+    assert power_block(3, 1.0, FIXED)["reason"] is None
+    text = what_more_would_show(block, "a", "Score")[1]
+    assert text.startswith("If the d of 0.01 seen in the score were the true one, more than 10,000 seeds a method")
+    assert len(what_more_would_show(block, "c", "Score")) == 1
+    rows = str(seen_table({"seeds": block, "metrics": metrics})).split("<tr>")
+    assert [one.count("more than 10,000") for one in rows[2:]] == [2, 1, 1]
+    assert how_many(None, 0.01) == "more than 10,000"
+    assert (how_many(None, 0.0), how_many(None, None), how_many(6281, 0.05)) == ("–", "–", "6,281")
 
 
 def blocks(n, shift=0.0):

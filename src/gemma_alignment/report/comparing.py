@@ -8,6 +8,7 @@ import numpy as np
 
 from gemma_alignment.parameters.reporting import ProtocolParameters
 from gemma_alignment.report.metrics import Metric
+from gemma_alignment.report.seeds import why_none
 from gemma_alignment.statistics import tests
 from gemma_alignment.statistics.effect_size import cohens_d, paired_effect
 from gemma_alignment.statistics.intervals import paired_difference, t_interval, welch_difference
@@ -120,7 +121,7 @@ def power_block(n: int, d: float | None, protocol: ProtocolParameters) -> Block:
     if n < 2:
         reason = f"n = {n}: at least 2 seeds a method are needed"
     elif needed is None:
-        reason = "no d was seen" if d is None else f"no number of seeds finds a d of {d:g}"
+        reason = "no d was seen" if d is None else why_none(d)
     return {
         "power": protocol.power,
         "alpha": alpha,

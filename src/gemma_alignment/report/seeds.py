@@ -5,12 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from gemma_alignment.parameters.reporting import ProtocolParameters
-from gemma_alignment.statistics.power import power_table, seeds_needed
+from gemma_alignment.report.formatting import number
+from gemma_alignment.statistics.power import MAX_SEEDS, power_table, seeds_needed
 
 Block = dict[str, Any]
 
 SEEDS = (3, 4, 5, 6, 8, 10, 20)
 EFFECTS = (0.5, 0.8, 1.0, 1.5, 2.0, 3.0)
+MORE = f"more than {MAX_SEEDS:,}"
+"""What stands where a search for a number of seeds ended without one."""
 
 
 def seeds_block(metrics: Mapping[str, Block], n: int, protocol: ProtocolParameters) -> Block:
@@ -47,8 +50,18 @@ def _for_the_effect_seen(effect: Block, protocol: ProtocolParameters) -> Block:
         "seeds": needed(effect["d"]),
         "fewest": needed(ends[1]),
         "most": None if low <= 0.0 <= high else needed(ends[0]),
-        "reason": None if needed(effect["d"]) else f"no number of seeds finds a d of {effect['d']:g}",
+        "reason": None if needed(effect["d"]) else why_none(effect["d"]),
     }
+
+
+def why_none(d: float) -> str:
+    """Why no number of seeds a method is given for a true d."""
+    return f"{MORE} seeds a method would be needed for a d of {d:g}" if d else "no number of seeds finds a d of 0"
+
+
+def how_many(seeds: int | None, d: float | None) -> str:
+    """Seeds a method for a true d: a number, "more than" the most that were tried, or a dash where d is 0 or None."""
+    return MORE if seeds is None and d else number(seeds, 0)
 
 
 def _first_permutation(alpha: float) -> int:
@@ -77,7 +90,12 @@ def what_more_would_show(block: Mapping[str, Any], metric: str, label: str) -> l
         f"reach of the permutation test with {first['permutation']}, of the sign-flip test with {first['sign_flip']}."
     ]
     seen = block["seen"].get(metric)
-    if seen and seen["seeds"]:
+    if seen and seen["seeds"] is None and seen["d"]:
+        sentences.append(
+            f"If the d of {seen['d']:.2g} seen in the {label.lower()} were the true one, {MORE} seeds a method would "
+            "be needed to find it with that power."
+        )
+    elif seen and seen["seeds"]:
         most = f"at least {seen['fewest']}" if seen["most"] is None else f"{seen['fewest']} to {seen['most']}"
         sentences.append(
             f"If the d of {seen['d']:.2f} seen in the {label.lower()} were the true one, {seen['seeds']} seeds a "

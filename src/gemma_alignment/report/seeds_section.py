@@ -5,6 +5,7 @@ from typing import Any
 
 from gemma_alignment.report.formatting import NONE, bounds, name_of, number, percent
 from gemma_alignment.report.html import Column, Content, Html, h, join, table
+from gemma_alignment.report.seeds import MORE, how_many
 
 Block = Mapping[str, Any]
 
@@ -16,7 +17,7 @@ def power(comparison: Block) -> Html:
     rows: list[list[Content]] = [
         [seeds, *(percent(value, 0) for value in powers)] for seeds, powers in block["table"].items()
     ]
-    needed = [f"for {block['power']:.0%} power", *(number(n, 0) for n in block["needed"])]
+    needed = [f"for {block['power']:.0%} power", *map(how_many, block["needed"], block["effects"])]
     caption = f"Power of the two-sided unpaired t test at the level {block['alpha']:.2g}"
     return table(columns, [*rows, needed], caption)
 
@@ -36,12 +37,18 @@ def seen(comparison: Block) -> Html | None:
         [
             comparison["metrics"][name]["label"],
             number(one["d"], 2),
-            number(one["seeds"], 0),
-            f"{number(one['fewest'], 0)} {'or more' if one['most'] is None else 'to ' + number(one['most'], 0)}",
+            how_many(one["seeds"], one["d"]),
+            _over_the_interval(one),
         ]
         for name, one in block["seen"].items()
     ]
     return table(columns, rows)
+
+
+def _over_the_interval(one: Block) -> str:
+    if one["fewest"] is None:  # not even at the end that lies farther from 0
+        return MORE
+    return f"{number(one['fewest'], 0)} {'or more' if one['most'] is None else 'to ' + number(one['most'], 0)}"
 
 
 def robust(comparison: Block) -> Html | None:

@@ -14,6 +14,7 @@ from gemma_alignment.report.formatting import (
 )
 from gemma_alignment.report.html import Column, Content, Html, h, join, table
 from gemma_alignment.report.metrics import COSTS, METRICS
+from gemma_alignment.report.seeds import how_many
 from gemma_alignment.report.wording import reading
 
 Block = Mapping[str, Any]
@@ -111,7 +112,7 @@ def significance(comparison: Block) -> Html:
             p_value(block["sign_flip"]["p"], block["sign_flip"]["floor"]),
             _with_interval(block["cohens_d"], "g", "g_", 2),
             number(block["power"]["least_d"], 2),
-            number(block["power"]["seeds_needed_for_d_seen"], 0),
+            how_many(block["power"]["seeds_needed_for_d_seen"], block["cohens_d"]["d"]),
         ]
         for block in comparison["metrics"].values()
     ]

@@ -1,8 +1,12 @@
 """The distribution function of the noncentral t, also where scipy's gives up."""
 
 import math
+from collections.abc import Callable
 
 from scipy import integrate, optimize, special
+
+MOST_DOUBLINGS = 60
+"""Of a step in search of a bracket: by then it has grown 10^18-fold."""
 
 
 def cdf(t: float | int, df: float | int, ncp: float | int) -> float:
@@ -41,11 +45,20 @@ def noncentrality_interval(t: float, df: float, confidence: float) -> tuple[floa
     return _solve(t, df, 1.0 - tail), _solve(t, df, tail)
 
 
+def beyond(reached: Callable[[float], bool], start: float, step: float) -> float:
+    """The first of start, start + step, start + 3 step, start + 7 step, … at which ``reached`` holds.
+
+    ValueError after 60 of them: a search that has no end is an error of its own.
+    """
+    for doublings in range(MOST_DOUBLINGS):
+        at = start + (2.0**doublings - 1.0) * step
+        if reached(at):
+            return at
+    raise ValueError(f"nothing found from {start:g} in {MOST_DOUBLINGS} doublings of a step of {step:g}")
+
+
 def _solve(t: float, df: float, level: float) -> float:
-    low, high, step = t - 1.0, t + 1.0, 1.0 + abs(t)
-    while cdf(t, df, low) < level:
-        low, step = low - step, step * 2.0
     step = 1.0 + abs(t)
-    while cdf(t, df, high) > level:
-        high, step = high + step, step * 2.0
+    low = beyond(lambda ncp: cdf(t, df, ncp) >= level, t - 1.0, -step)
+    high = beyond(lambda ncp: cdf(t, df, ncp) <= level, t + 1.0, step)
     return float(optimize.brentq(lambda ncp: cdf(t, df, ncp) - level, low, high, xtol=1e-13, rtol=1e-14))

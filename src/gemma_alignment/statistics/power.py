@@ -1,6 +1,7 @@
 """What a number of seeds or prompts can show, and how many a difference needs."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from scipy import optimize
@@ -8,8 +9,8 @@ from scipy import optimize
 from gemma_alignment.statistics import _noncentral_t
 from gemma_alignment.statistics.intervals import normal_quantile, t_quantile
 
-MAX_SEEDS = 100_000
-"""Where the search for a number of seeds ends."""
+MAX_SEEDS = 10_000
+"""Where the search for a number of seeds ends: what needs more is reported as "more than 10,000"."""
 
 
 def unpaired_power(d: float | int, n: int, alpha: float = 0.05) -> float:
@@ -32,9 +33,7 @@ def least_effect(n: int, power: float = 0.8, alpha: float = 0.05) -> float:
     _check(n)
     if not alpha < power < 1.0:
         raise ValueError(f"power must lie between alpha and 1, got {power}")
-    high = 1.0
-    while unpaired_power(high, n, alpha) < power:
-        high *= 2.0
+    high = _noncentral_t.beyond(lambda d: unpaired_power(d, n, alpha) >= power, 1.0, 1.0)
     return float(optimize.brentq(lambda d: unpaired_power(d, n, alpha) - power, 0.0, high, xtol=1e-12))
 
 
@@ -46,19 +45,15 @@ def power_table(
 
 
 def seeds_needed(d: float | int, power: float = 0.8, alpha: float = 0.05) -> int | None:
-    """The least number of runs a method with the given power at a true d.
+    """The least number of runs a method with the given power at a true d, from 2 to 10,000.
 
-    None when d is 0, or so small that more than 100,000 runs would be needed.
+    None when 10,000 are too few: d is 0, or so small that no study could afford to look for it.
     """
-    if d == 0 or unpaired_power(d, MAX_SEEDS, alpha) < power:
+    if d == 0:
         return None
-    low, high = 1, 2
-    while unpaired_power(d, high, alpha) < power:
-        low, high = high, high * 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if unpaired_power(d, middle, alpha) >= power else (middle, high)
-    return high
+    sizes = range(2, MAX_SEEDS + 1)
+    place = bisect_left(sizes, power, key=lambda n: unpaired_power(d, n, alpha))
+    return sizes[place] if place < len(sizes) else None
 
 
 def prompts_needed(rate: float, power: float = 0.8, alpha: float = 0.05) -> int | None:
