@@ -13,6 +13,10 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+from hypothesis import Phase, settings
+
+settings.register_profile("first_failure", derandomize=True, database=None, phases=(Phase.explicit, Phase.generate))
+"""For mutation tests: the same examples each time, and a failing one is not made smaller."""
 
 ROOT = Path(__file__).parents[1]
 

@@ -27,6 +27,8 @@ def test_bins_and_calibration_by_hand():
     assert [one.confidence for one in bins] == pytest.approx([0.525, 0.62, 0.7, 0.975])
     assert [one.share for one in bins] == [0.5, 1.0, 1.0, 0.5]
     assert (bins[0].share_low, bins[0].share_high) == wilson(1, 2)
+    narrower = reliability(p, y, [0.5, 0.6, 0.7, 0.8, 1.0], confidence=0.5)[0]
+    assert (narrower.share_low, narrower.share_high) == wilson(1, 2, 0.5)
     expected = (2 * 0.025 + 0.38 + 0.3 + 2 * 0.475) / 6
     assert expected_calibration_error(bins) == pytest.approx(expected)
 

@@ -1,8 +1,12 @@
 """Agreement, multiplicity, power and aggregates."""
 
+import itertools
+import math
+
 import known_answers as vectors
 import numpy as np
 import pytest
+from scipy import stats
 
 from gemma_alignment.statistics import power
 from gemma_alignment.statistics.aggregate import (
@@ -34,8 +38,7 @@ def test_kappa_does_not_read_the_names_of_the_labels():
 
 def test_kappa_of_nothing_but_one_label_is_undefined():
     r = kappa(["A"] * 5, ["A"] * 5)
-    assert r.kappa is None
-    assert r.agreement == 1.0
+    assert (r.kappa, r.agreement, r.n) == (None, 1.0, 5)
     assert "one and the same" in r.reason
     assert kappa([], []).reason
     with pytest.raises(ValueError, match="two raters"):
@@ -44,7 +47,7 @@ def test_kappa_of_nothing_but_one_label_is_undefined():
 
 def test_mcnemar():
     assert mcnemar(3, 6).p == pytest.approx(0.5078125, abs=1e-12)
-    assert mcnemar(3, 6).statistic == 3.0
+    assert (mcnemar(3, 6).statistic, mcnemar(3, 6).floor) == (3.0, 2 / 2**9)
     assert mcnemar(0, 0).p is None
     assert mcnemar(0, 0).reason
 
@@ -116,6 +119,13 @@ def test_prompts_needed(rate, n):
     assert power.prompts_needed(1 - rate) == n
 
 
+def test_prompts_needed_where_every_prompt_is_won_or_lost():
+    # nothing varies at a rate of 1: n = (z / 2 / (1/2))^2 = 1.96^2, rounded up
+    assert power.prompts_needed(0) == power.prompts_needed(1) == 4
+    assert power.prompts_needed(0, alpha=0.01) == 7  # 2.576^2
+    assert power.prompts_needed(0.6, power=0.9) == 259
+
+
 def test_the_table_of_power_is_made_of_the_powers():
     table = power.power_table([3, 10], [0.8, 2])
     assert table[3] == {0.8: power.unpaired_power(0.8, 3), 2.0: power.unpaired_power(2, 3)}
@@ -125,12 +135,35 @@ def test_the_table_of_power_is_made_of_the_powers():
 
 def test_no_number_of_runs_finds_nothing():
     assert power.seeds_needed(0) is None
-    assert power.seeds_needed(1e-4) is None
     assert power.prompts_needed(0.5) is None
     with pytest.raises(ValueError, match="at least 2"):
         power.unpaired_power(1.0, 1)
     with pytest.raises(ValueError, match="between 0 and 1"):
         power.prompts_needed(1.1)
+
+
+def test_the_search_for_a_number_of_runs_ends_at_ten_thousand():
+    last = power.least_effect(power.MAX_SEEDS)
+    assert (power.MAX_SEEDS, round(last, 4)) == (10_000, 0.0396)
+    assert power.seeds_needed(last * 1.000001) == 10_000
+    assert power.seeds_needed(last * 0.999999) is None
+    assert power.seeds_needed(1e-300) is None
+    # The other end: two runs a method are the fewest that a t test takes.
+    assert power.seeds_needed(6.0) == power.seeds_needed(1e6) == 2
+    assert power.seeds_needed(5.65) == 3
+
+
+@pytest.mark.parametrize(("target", "alpha", "n"), [(0.8, 0.05, 17), (0.9, 0.05, 23), (0.8, 0.01, 26)])
+def test_seeds_needed_at_other_powers_and_levels(target, alpha, n):
+    """At a d of 1, held against scipy's own noncentral t."""
+
+    def reached(runs):
+        ncp, df = math.sqrt(runs / 2), 2 * runs - 2
+        critical = stats.t.ppf(1 - alpha / 2, df)
+        return stats.nct.sf(critical, df, ncp) + stats.nct.cdf(-critical, df, ncp)
+
+    assert reached(n) >= target > reached(n - 1)
+    assert power.seeds_needed(1.0, target, alpha) == n
 
 
 def test_aggregates_known_answers():
@@ -151,6 +184,65 @@ def test_probability_of_improvement_of_one_task(v):
     assert mine == pytest.approx(v.improvement, abs=1e-12)
     back = probability_of_improvement([[y] for y in v.y], [[x] for x in v.x])
     assert mine + back == pytest.approx(1.0)
+
+
+class Recorded:
+    """A statistic that keeps what it gave."""
+
+    def __init__(self, statistic):
+        self.statistic, self.values = statistic, []
+
+    def __call__(self, *groups):
+        self.values.append(self.statistic(*groups))
+        return self.values[-1]
+
+
+def stratified(statistic, generator, **more):
+    return stratified_bootstrap(statistic, [[[0.0], [1.0], [3.0], [7.0]]], generator, **more)
+
+
+def clustered(statistic, generator, **more):
+    return cluster_bootstrap(lambda rows: statistic(np.array([0.0, 1.0, 3.0, 7.0])[rows]), range(4), generator, **more)
+
+
+@pytest.mark.parametrize("bootstrap", [stratified, clustered])
+def test_a_bootstrap_is_the_percentiles_of_what_it_drew(bootstrap):
+    kept = Recorded(lambda values: float(values.mean()))
+    found = bootstrap(kept, np.random.default_rng(0))
+    drawn = sorted(kept.values)
+    drawn.remove(2.75)
+    assert (found.estimate, len(drawn)) == (2.75, 2_000)
+    assert (found.low, found.high) == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=1e-12)
+    every = {sum(picks) / 4 for picks in itertools.product([0, 1, 3, 7], repeat=4)}
+    assert set(drawn) == every
+    narrow = bootstrap(Recorded(lambda values: float(values.mean())), np.random.default_rng(0), confidence=0.5)
+    assert (narrow.low, narrow.high) == pytest.approx(np.percentile(drawn, [25.0, 75.0]), abs=1e-12)
+
+
+@pytest.mark.parametrize("bootstrap", [stratified, clustered])
+def test_draws_without_the_statistic_are_left_out(bootstrap):
+    def largest_gap(values):  # not defined where one value was drawn again and again
+        return float(np.ptp(values)) if np.ptp(values) > 0 else None
+
+    found = bootstrap(largest_gap, np.random.default_rng(0), draws=300)
+    assert (found.estimate, found.reason) == (7.0, None)
+    assert 1.0 <= found.low <= found.high == 7.0
+    only_resampled = bootstrap(lambda v: None if np.ptp(v) == 7.0 else 1.0, np.random.default_rng(0), draws=300)
+    assert (only_resampled.estimate, only_resampled.reason) == (None, "not defined on these rows")
+
+
+def test_two_runs_or_clusters_are_enough_to_resample():
+    assert stratified_bootstrap(iqm, [[[0.0], [1.0]]], np.random.default_rng(0), 50).high == 1.0
+    rows = []
+
+    def size(picked):
+        rows.append(tuple(picked.tolist()))
+        return float(len(picked))
+
+    found = cluster_bootstrap(size, "aba", np.random.default_rng(0), 50)
+    assert (found.estimate, found.low, found.high) == (3.0, 2.0, 4.0)
+    assert rows[-1] == (0, 1, 2)
+    assert set(rows[:-1]) == {(0, 2, 0, 2), (0, 2, 1), (1, 0, 2), (1, 1)}
 
 
 def test_stratified_bootstrap_resamples_within_its_tasks():

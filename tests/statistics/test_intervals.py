@@ -55,6 +55,14 @@ def test_student_difference_against_scipy():
     expected = stats.ttest_ind(x, y).confidence_interval(0.9)
     mine = student_difference(x, y, confidence=0.9)
     assert (mine.low, mine.high) == pytest.approx((expected.low, expected.high), abs=1e-10)
+    assert (mine.estimate, mine.df) == (pytest.approx(5.625 - 12.8 / 3), 5)
+    assert student_difference([4.0, 4.0], [1.0, 1.0, 1.0]).df == 3
+    for difference, options in ((welch_difference, {"equal_var": False}), (student_difference, {})):
+        expected = stats.ttest_ind(x, y, **options).confidence_interval(0.95)
+        mine = difference(x, y)
+        assert (mine.low, mine.high) == pytest.approx((expected.low, expected.high), abs=1e-10)
+        assert mine.estimate == pytest.approx((mine.low + mine.high) / 2)
+        assert difference(x, y, 0.8).high < mine.high
 
 
 def test_t_interval_by_hand():
@@ -93,6 +101,14 @@ def test_exact_bootstrap_of_three_values():
     result = bootstrap_mean([0.61, 0.58, 0.66], rng)
     assert (result.low, result.high) == pytest.approx((0.5865, 0.6491666666666667), abs=EXACT)
     assert rng.bit_generator.state == before, "an enumerated bootstrap draws nothing"
+
+
+def test_a_bootstrap_drawn_in_parts_is_the_one_drawn_at_once():
+    """2,000 values are resampled a thousand times at a time; the generator gives the same numbers either way."""
+    values = np.random.default_rng(1).normal(size=2_000)
+    found = bootstrap_mean(values, np.random.default_rng(7), 2_500, confidence=0.8)
+    means = values[np.random.default_rng(7).integers(0, 2_000, (2_500, 2_000))].mean(axis=1)
+    assert (found.low, found.high) == pytest.approx(np.percentile(means, [10.0, 90.0]), abs=1e-12)
 
 
 def test_drawn_bootstrap_depends_on_its_generator_alone():

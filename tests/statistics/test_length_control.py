@@ -110,6 +110,21 @@ def test_ties_alone_have_a_rate_and_no_interval():
     assert found.reason == "no variance around the fit"
 
 
+def test_a_prompt_whose_answers_cancel_out_is_a_cluster_like_any_other():
+    """Half of the answers win at either length, one prompt has a win and a loss: its score is 0, it still counts."""
+    found = length_controlled([1, 0] * 4, [10] * 4 + [-10] * 4, [0, 0, 1, 2, 3, 4, 5, 6])
+    # theta = 0 with H = 8 / 4; six clusters have scores of +-1/2, the seventh 0.
+    half = t_quantile(0.95, 6) * math.sqrt(7 / 6 * 6 / 4) / 2
+    assert (found.rate, found.low, found.high) == pytest.approx((0.5, sigmoid(-half), sigmoid(half)), abs=1e-12)
+    assert found.clusters == 7
+
+
+def test_two_prompts_are_enough():
+    found = length_controlled([1, 0, 1, 1, 0, 0, 1], [10, 10, 10, -10, -10, -10, -10], "abababa")
+    assert found.clusters == 2
+    assert found.low < found.rate < found.high
+
+
 def test_unequal_numbers_are_refused():
     with pytest.raises(ValueError, match="one length and cluster an outcome"):
         length_controlled([1.0], [1.0, 2.0], [1])

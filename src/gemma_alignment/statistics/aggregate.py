@@ -43,8 +43,8 @@ def stratified_bootstrap(
 ) -> Interval:
     """Percentile interval of ``statistic(*groups)``, runs resampled within each group and task.
 
-    ``groups`` are matrices of runs x tasks, one for each argument of ``statistic``. With three runs a
-    task has ten distinct resampled means: call such an interval descriptive.
+    ``groups`` are matrices of runs x tasks, one for each argument of ``statistic``; draws for which it is None
+    are left out. With three runs a task has ten distinct resampled means: call such an interval descriptive.
     """
     check_confidence(confidence)
     matrices = [as_matrix(group) for group in groups]
@@ -52,9 +52,7 @@ def stratified_bootstrap(
         if runs < 2 or tasks < 1:
             return Interval(reason=f"{runs} runs x {tasks} tasks: at least two runs are needed")
     samples = [statistic(*(_resampled(matrix, generator) for matrix in matrices)) for _ in range(draws)]
-    tail = 50.0 * (1.0 - confidence)
-    low, high = np.percentile(np.array(samples, dtype=np.float64), [tail, 100.0 - tail])
-    return Interval(statistic(*matrices), float(low), float(high))
+    return _percentile_interval(statistic(*matrices), samples, confidence)
 
 
 def cluster_bootstrap(
@@ -77,7 +75,11 @@ def cluster_bootstrap(
         return Interval(reason=f"{len(members)} clusters: at least 2 are needed")
     drawn = generator.integers(0, len(members), (draws, len(members)))
     samples = [statistic(np.concatenate([members[i] for i in picks])) for picks in drawn]
-    estimate = statistic(np.arange(len(clusters)))
+    return _percentile_interval(statistic(np.arange(len(clusters))), samples, confidence)
+
+
+def _percentile_interval(estimate: float | None, samples: list[float | None], confidence: float) -> Interval:
+    """Between the percentiles of the samples that are defined."""
     defined = [value for value in samples if value is not None]
     if estimate is None or not defined:
         return Interval(reason="not defined on these rows")

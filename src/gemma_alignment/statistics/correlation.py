@@ -46,8 +46,8 @@ def _correlation(x: np.ndarray, y: np.ndarray, confidence: float, by_rank: bool)
     if by_rank:
         x, y = ranks(x), ranks(y)
     a, b = x - x.mean(), y - y.mean()
-    r = float(np.clip((a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b)), -1.0, 1.0))
-    if abs(r) > 1.0 - 1e-12:
+    r = float((a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b)))
+    if abs(r) > 1.0 - 1e-12:  # beyond 1, too, by rounding
         return Interval(math.copysign(1.0, r), reason="a perfect correlation has no interval of this kind")
     error = math.sqrt((1.0 + r * r / 2.0 if by_rank else 1.0) / (x.size - 3))
     half = normal_quantile(confidence) * error
