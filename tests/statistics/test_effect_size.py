@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 from known_answers import HEDGES, VECTORS
-from scipy import stats
+from scipy import optimize, stats
 
 from gemma_alignment.statistics import _noncentral_t
 from gemma_alignment.statistics.effect_size import cohens_d, hedges_correction, paired_effect
@@ -33,7 +33,8 @@ def test_known_paired_answers(v):
     effect = paired_effect(v.x, v.y)
     assert triple(effect, "d_z") == pytest.approx(v.d_z, abs=EXACT)
     assert effect.g_z == pytest.approx(v.g_z, abs=EXACT)
-    assert effect.df == len(v.x) - 1
+    assert triple(effect, "g_z") == pytest.approx([HEDGES[len(v.x) - 1] * e for e in triple(effect, "d_z")], abs=EXACT)
+    assert (effect.df, effect.reason) == (len(v.x) - 1, None)
 
 
 @pytest.mark.parametrize(("df", "j"), HEDGES.items())
@@ -44,9 +45,30 @@ def test_hedges_correction(df, j):
 def test_hedges_correction_has_no_value_at_one_degree_of_freedom():
     assert hedges_correction(1) is None
     effect = paired_effect([1.0, 2.0], [0.5, 1.2])
-    assert effect.d_z is not None
-    assert effect.g_z is None
-    assert "df" in effect.reason
+    # t with one degree of freedom is Cauchy's: d_z = .65 / (.15 sqrt 2)
+    assert effect.d_z == pytest.approx(0.65 / 0.15 / math.sqrt(2))
+    assert (effect.d_z_low, effect.df) == (pytest.approx(_lower_end(effect.d_z * math.sqrt(2)) / math.sqrt(2)), 1)
+    assert effect.d_z < effect.d_z_high
+    assert (effect.g_z, effect.g_z_low, effect.g_z_high) == (None, None, None)
+
+
+def _lower_end(t):
+    """The noncentrality under which t with one degree of freedom is the 97.5% point, by scipy."""
+    return optimize.brentq(lambda ncp: stats.nct.cdf(t, 1, ncp) - 0.975, -5.0, t, xtol=1e-13)
+
+
+@pytest.mark.parametrize("effect", [cohens_d, paired_effect])
+def test_a_lower_confidence_is_an_interval_inside(effect):
+    x, y = [5.0, 6.1, 4.4, 7.0], [3.9, 4.8, 4.1, 4.0]
+    wide, narrow = effect(x, y), effect(x, y, 0.8)
+    name = "d" if effect is cohens_d else "d_z"
+    (point, low, high), (same, closer, nearer) = triple(wide, name), triple(narrow, name)
+    assert low < closer < point == same < nearer < high
+
+
+def test_undefined_effects_keep_what_is_known():
+    assert cohens_d([1.0, 1.0, 1.0], [2.0, 2.0]).df == 3
+    assert paired_effect([1.0, 2.0, 3.0], [0.0, 1.0, 2.0]).df == 2
 
 
 @pytest.mark.parametrize("v", VECTORS.values(), ids=VECTORS)

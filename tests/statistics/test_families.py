@@ -73,6 +73,12 @@ def test_adjusted_values_are_monotone_and_keep_their_places(adjust):
         assert adjust(p[::-1]) == adjusted[::-1]
 
 
+def test_no_adjusted_value_is_above_one():
+    assert holm([0.9, 0.4, 0.8]) == [1.0, 1.0, 1.0]
+    assert holm([0.0, 1.0]) == benjamini_hochberg([0.0, 1.0]) == [0.0, 1.0]
+    assert benjamini_hochberg([0.9, 0.4, 1.0]) == pytest.approx([1.0, 1.0, 1.0])
+
+
 def test_a_test_that_was_not_made_is_no_member_of_the_family():
     assert holm([0.02, None, 0.04]) == [0.04, None, 0.04]
     assert holm([]) == []

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from known_answers import FLOORS, VECTORS
 
+from gemma_alignment.statistics import tests as significance
 from gemma_alignment.statistics.tests import paired_student, permutation, sign_flip, sign_test, student, welch
 
 EXACT = 1e-8
@@ -18,6 +19,10 @@ def test_known_answers(v):
     assert permutation(v.x, v.y).p == pytest.approx(v.permutation[0], abs=EXACT)
     assert permutation(v.x, v.y).p_one_sided == pytest.approx(v.permutation[1], abs=EXACT)
     assert sign_flip(v.x, v.y).p == pytest.approx(v.sign_flip, abs=EXACT)
+    assert (s.floor, w.floor, p.floor) == (0.0, 0.0, 0.0)
+    assert (s.df, p.df) == (len(v.x) + len(v.y) - 2, len(v.x) - 1)
+    for exact in (permutation(v.x, v.y), sign_flip(v.x, v.y)):
+        assert exact.statistic == pytest.approx(np.mean(v.x) - np.mean(v.y), abs=1e-12)
 
 
 @pytest.mark.parametrize(("n", "floors"), FLOORS.items())
@@ -61,9 +66,49 @@ def test_many_seeds_are_drawn_from_the_generator_passed_in():
         assert first.p == pytest.approx(student(x, y).p, abs=0.05)
 
 
+@pytest.mark.parametrize("test", [permutation, sign_flip])
+def test_a_drawn_test_of_groups_far_apart_reaches_its_floor(test):
+    """Of 20,000 draws none comes near the difference seen; that one is counted with them."""
+    x, y = np.arange(20.0) / 20 + 50.0, np.arange(20.0) / 20
+    found, back = test(x, y, np.random.default_rng(0)), test(y, x, np.random.default_rng(0))
+    assert found.p == found.floor == back.p == 1 / 20_001
+    assert (found.statistic, back.statistic) == (pytest.approx(50.0), pytest.approx(-50.0))
+    if test is permutation:
+        assert (found.p_one_sided, back.p_one_sided) == (1 / 20_001, 1.0)
+
+
+@pytest.mark.parametrize("test", [permutation, sign_flip])
+def test_a_drawn_test_comes_near_the_enumerated_one(test, monkeypatch):
+    x, y = [2.0, 3.5, 1.0, 4.0, 2.5, 3.0], [1.5, 2.0, 0.5, 3.5, 3.0, 1.0]
+    exact = test(x, y)
+    monkeypatch.setattr(significance, "MAX_EXACT_SPLITS", 10)
+    drawn = test(x, y, np.random.default_rng(1), 4_000)
+    assert (exact.floor, drawn.floor) == (pytest.approx(2 / (924 if test is permutation else 64)), 1 / 4_001)
+    assert drawn.p == pytest.approx(exact.p, abs=0.03)
+    assert drawn.statistic == pytest.approx(exact.statistic, abs=1e-12)
+    if test is permutation:
+        assert drawn.p_one_sided == pytest.approx(exact.p_one_sided, abs=0.03)
+
+
+@pytest.mark.parametrize("test", [permutation, sign_flip])
+@pytest.mark.parametrize(("x", "y"), [([1, 2, 7], [3, 4, 5]), ([1, 2, 3, 0], [0, 0, 0, 4]), ([3, 6, 9], [2, 4, 8])])
+def test_ties_in_tenths_are_those_of_whole_numbers(test, x, y):
+    """0.1 + 0.2 is not 0.3: without a tolerance some of the ties would be missed."""
+    whole, tenths = test(x, y), test([v / 10 for v in x], [v / 10 for v in y])
+    assert (tenths.p, tenths.p_one_sided) == (whole.p, whole.p_one_sided)
+    assert test([v * 7e5 / 3 for v in x], [v * 7e5 / 3 for v in y]).p == whole.p
+
+
+def test_without_variance_the_degrees_of_freedom_stay():
+    for test, df in ((student, 3), (welch, 1 / (0.25 / 2 + 0.25 / 1))):
+        assert test([1.0, 1.0, 1.0], [2.0, 2.0]).df == pytest.approx(df)
+    assert paired_student([1.0, 2.0, 3.0], [0.0, 1.0, 2.0]).df == 2
+
+
 def test_sign_test():
     assert sign_test(8, 2).p == pytest.approx(0.109375)  # 2 (1 + 10 + 45) / 1024
     assert sign_test(8, 2).floor == pytest.approx(2 / 1024)
+    assert (sign_test(8, 2).statistic, sign_test(1, 0).floor, sign_test(0, 1).p) == (8.0, 1.0, 1.0)
     assert sign_test(5, 5).p == 1.0
     assert sign_test(0, 0).p is None
     assert sign_test(0, 0).reason

@@ -48,6 +48,11 @@ def test_where_there_is_no_interval_the_reason_is_said(values, sd, ends, reason)
     assert reason in found.reason
 
 
+def test_seeds_of_one_value_have_no_spread_and_keep_their_degrees_of_freedom():
+    assert (spread([4.0, 4.0, 4.0]).df, spread([0.0, 0.0]).df) == (2.0, 1.0)
+    assert spread([0.0, 0.0]).reason == "no variance among the values"
+
+
 @pytest.mark.parametrize(
     ("series", "drawdown"),
     [

@@ -36,6 +36,20 @@ def test_known_answers(counts, expected):
     assert r.reason is None
 
 
+def test_every_number_of_a_summary_at_another_confidence():
+    r = summarize(6, 2, 4, 0.8)
+    assert (r.wins, r.ties, r.losses, r.rate, r.decisive_rate) == (6, 2, 4, 7 / 12, 0.6)
+    assert (r.low, r.high) == tie_aware_interval(6, 2, 4, 0.8)
+    assert (r.half_count_low, r.half_count_high) == wilson(7, 12, 0.8)
+    assert (r.decisive_low, r.decisive_high) == wilson(6, 10, 0.8)
+    assert r.sign_test_floor == 2 / 2**10
+    two = summarize(1, 0, 1)
+    assert (two.sem, two.reason) == (0.5, None)
+    one = summarize(0, 0, 1)
+    assert (one.low, one.high) == pytest.approx(wilson(0, 1), abs=1e-12)
+    assert (one.rate, one.sem, one.decisive_rate, one.sign_test_p) == (0.0, None, 0.0, 1.0)
+
+
 def test_all_ties_decide_nothing():
     r = summarize(0, 200, 0)
     assert (r.rate, r.low, r.high, r.sem) == (0.5, 0.5, 0.5, 0.0)
@@ -49,13 +63,21 @@ def test_no_comparison_is_no_rate():
     assert (r.pop("wins"), r.pop("ties"), r.pop("losses")) == (0, 0, 0)
     assert r.pop("reason") == "no comparison"
     assert set(r.values()) == {None}
-    with pytest.raises(ValueError, match="negative"):
-        summarize(1, -1, 0)
+    assert tie_aware_interval(0, 0, 0) == (None, None)
+    for counts in ((1, -1, 0), (-1, 1, 1), (1, 1, -1)):
+        with pytest.raises(ValueError, match="counts cannot be negative, got "):
+            summarize(*counts)
 
 
 @pytest.mark.parametrize("counts", [(0, 0, 10), (7, 0, 3), (57, 0, 43), (10, 0, 0)])
 def test_without_ties_it_is_wilson(counts):
     assert tie_aware_interval(*counts) == pytest.approx(wilson(counts[0], sum(counts)), abs=1e-12)
+
+
+@pytest.mark.parametrize("n", range(1, 26))
+def test_rounding_leads_no_interval_out_of_its_range(n):
+    assert tie_aware_interval(n, 0, 0)[1] <= 1.0
+    assert tie_aware_interval(0, 0, n)[0] >= 0.0
 
 
 @pytest.mark.parametrize("counts", TIES)
@@ -85,6 +107,14 @@ def test_crossed_known_answers():
     assert (r.seed_low, r.seed_high) == pytest.approx((CROSSED_SEED_T[0], 1.0), abs=EXACT)
     free = crossed_mean(CROSSED)
     assert (free.seed_low, free.seed_high) == pytest.approx(CROSSED_SEED_T, abs=EXACT)
+    for confidence, prompt_t, two_way_t in ((0.95, 3.182446305284263, 4.302652729911275), (0.8, 1.6377444, 1.8856181)):
+        mean, bounded = crossed_mean(CROSSED, confidence), crossed(CROSSED, confidence)
+        half = prompt_t * r.se_prompt
+        assert (mean.prompt_low, mean.prompt_high) == pytest.approx((2 / 3 - half, 2 / 3 + half), abs=1e-7)
+        half = two_way_t * r.se_two_way
+        assert (mean.two_way_low, mean.two_way_high) == pytest.approx((2 / 3 - half, 2 / 3 + half), abs=1e-7)
+        for end in ("prompt_low", "prompt_high", "seed_low", "seed_high", "two_way_low", "two_way_high"):
+            assert getattr(bounded, end) == pytest.approx(min(1.0, max(0.0, getattr(mean, end))), abs=1e-12)
     bootstrap = prompt_bootstrap(CROSSED, np.random.default_rng(0))
     assert (bootstrap.low, bootstrap.high) == pytest.approx((1 / 3, 0.9166666666666667), abs=EXACT)
 
@@ -112,6 +142,61 @@ def test_order_of_seeds_and_prompts_does_not_matter():
     a, b = standard_errors(scores), standard_errors(shuffled)
     assert a == pytest.approx(b, abs=1e-12)
     assert crossed(shuffled).seed_low == pytest.approx(crossed(scores).seed_low, abs=1e-12)
+
+
+def test_a_rate_without_an_interval_says_how_many_were_compared():
+    empty = crossed(np.zeros((3, 0)))
+    assert (empty.rate, empty.seeds, empty.prompts) == (None, 3, 0)
+    broken = crossed_mean([[0.5, np.nan, 1.0], [0.0, 0.0, 0.0]])
+    assert (broken.rate, broken.seeds, broken.prompts) == (None, 2, 3)
+
+
+def test_a_bootstrap_over_prompts_is_one_of_their_means():
+    scores = np.random.default_rng(0).choice([0.0, 0.5, 1.0], size=(3, 40))
+    found = prompt_bootstrap(scores, np.random.default_rng(1), 500, 0.8)
+    means = scores.mean(axis=0)
+    drawn = means[np.random.default_rng(1).integers(0, 40, (500, 40))].mean(axis=1)
+    assert (found.low, found.high) == pytest.approx(np.percentile(drawn, [10.0, 90.0]), abs=1e-12)
+    by_default, said = (prompt_bootstrap(scores, np.random.default_rng(1), *draws) for draws in ((), (10_000,)))
+    assert by_default == said != found
+
+
+def test_the_two_way_error_adds_what_seeds_and_prompts_bring():
+    """Where both matter it is the sum less what was counted twice (Cameron, Gelbach & Miller 2011, eq. 2.3)."""
+    rng = np.random.default_rng(6)
+    scores = 0.2 * rng.normal(size=(5, 1)) + 0.3 * rng.normal(size=(1, 12)) + 0.1 * rng.normal(size=(5, 12))
+    v = {name: error**2 for name, error in standard_errors(scores).items()}
+    assert v["two_way"] == pytest.approx(v["prompt"] + v["seed"] - v["iid"], rel=1e-12)
+    assert v["two_way"] > 1.1 * max(v["prompt"], v["seed"])
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_two_way_error_is_not_below_the_larger_of_the_two(transposed):
+    """Every prompt is won by one seed of two: the prompts' sums do not vary, the plain error is above the seeds'."""
+    scores = np.array([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    v = standard_errors(scores.T if transposed else scores)
+    larger, smaller = ("prompt", "seed") if transposed else ("seed", "prompt")
+    assert (v["two_way"], v[smaller]) == (v[larger], 0.0)
+    assert 0.0 < v[larger] < v["iid"]
+
+
+def test_sums_of_rounding_errors_count_as_none():
+    """Each score may be off by its rounding, so the sum over many prompts by many times that."""
+    row = np.tile([1.0, 0.0], 50)
+    found = standard_errors(np.array([row, row + 5e-13]))
+    assert found["seed"] == 0.0
+    assert found["prompt"] > 0.04
+    assert standard_errors(np.array([row, row + 1e-9]))["seed"] > 0.0
+
+
+def test_two_seeds_of_two_prompts_are_enough_for_intervals():
+    """By hand: the prompts' sums are 1.5 and 0.5 about 1, so V = 2 (1/4 + 1/4) / 16; t with one degree of freedom."""
+    r = crossed_mean([[1.0, 0.5], [0.5, 0.0]])
+    half = 12.706204736174694 * 0.25
+    for kind in ("prompt", "seed"):
+        assert getattr(r, f"se_{kind}") == pytest.approx(0.25)
+        assert (getattr(r, f"{kind}_low"), getattr(r, f"{kind}_high")) == pytest.approx((0.5 - half, 0.5 + half))
+    assert r.two_way_high - r.rate == pytest.approx(12.706204736174694 * r.se_two_way)
 
 
 def test_certainty_is_not_claimed_from_no_variance():

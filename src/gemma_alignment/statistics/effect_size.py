@@ -47,8 +47,10 @@ def hedges_correction(df: float | int) -> float | None:
 
     None below two degrees of freedom, where d has no mean to correct (Hedges 1981).
     """
-    if df < 2:
-        return None
+    return _correction(df) if df >= 2 else None
+
+
+def _correction(df: float) -> float:
     return math.exp(math.lgamma(df / 2.0) - math.lgamma((df - 1.0) / 2.0)) / math.sqrt(df / 2.0)
 
 
@@ -73,9 +75,7 @@ def cohens_d(a: Numbers, b: Numbers, confidence: float = 0.95) -> EffectSize:
     d = 0.0 if abs(difference) <= rounding_of(x, y) else difference / pooled
     per_root_n = math.sqrt(x.size * y.size / (x.size + y.size))
     low, high = (ncp / per_root_n for ncp in noncentrality_interval(d * per_root_n, df, confidence))
-    j = hedges_correction(df)
-    if j is None:
-        return EffectSize(d, low, high, df=df, reason="Hedges' correction needs df of at least 2")
+    j = _correction(df)  # two values a group leave df of at least 2
     return EffectSize(d, low, high, j * d, j * low, j * high, df)
 
 
