@@ -115,6 +115,9 @@ def test_values_too_large_or_too_few_are_seen_on_both_sides(function):
     one = [function] * (function in UNPAIRED)  # pairs are counted first
     for found in [function([1.0], [5.0])] + [f([1.0], GOOD) for f in one] + [f(GOOD, [1.0]) for f in one]:
         assert found.reason == FEW
+    if function in PAIRED:  # however small the difference
+        for found in (function([1.01e150, 2.0], [1e150, 1.0]), function([1e150, 2.0], [1.01e150, 1.0])):
+            assert found.reason == TOO_LARGE
     check(function([-1e150, 1.0], [2.0, 5.0]))  # the largest that is taken
     assert function([-1e150, 1.0], [2.0, 5.0]).reason != TOO_LARGE
 

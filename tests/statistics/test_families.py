@@ -110,6 +110,8 @@ def test_least_effect(n, d):
     # The stored root was found to about 1e-6; the equation it solves is checked to 1e-10.
     assert mine == pytest.approx(d, abs=2e-6)
     assert power.unpaired_power(mine, n) == pytest.approx(0.8, abs=1e-10)
+    strict = power.least_effect(n, 0.9, alpha=0.001)
+    assert power.unpaired_power(strict, n, alpha=0.001) == pytest.approx(0.9, abs=1e-10)
 
 
 @pytest.mark.parametrize(("d", "n"), vectors.SEEDS_NEEDED.items())

@@ -93,6 +93,11 @@ def test_differences_without_variance_have_no_interval():
         assert result.low is None
         assert "variance" in result.reason
     assert paired_difference([1.1, 2.1, 3.1], [1.0, 2.0, 3.0]).low is None
+    hidden = paired_difference([1e6, 2e6 + 1e-7, 3e6], [1e6, 2e6, 3e6])
+    assert (hidden.estimate, hidden.low, hidden.df) == (pytest.approx(1e-7 / 3, rel=1e-2), None, 2)
+    # Rounding of 2e12 is 2, the sd of 0 and 3 is 2.1: just enough to be seen.
+    assert paired_difference([0.0, 2e12], [0.0, 2e12 - 3.0]).low is not None
+    assert (t_interval([0.0, 0.0]).reason, t_interval([5.0, 5.0, 5.0]).df) == ("no variance among the values", 2)
 
 
 def test_exact_bootstrap_of_three_values():

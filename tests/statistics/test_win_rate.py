@@ -12,7 +12,7 @@ from known_answers import (
     TIES,
 )
 
-from gemma_alignment.statistics.intervals import wilson
+from gemma_alignment.statistics.intervals import t_interval, wilson
 from gemma_alignment.statistics.win_rate import (
     crossed,
     crossed_mean,
@@ -78,6 +78,7 @@ def test_without_ties_it_is_wilson(counts):
 def test_rounding_leads_no_interval_out_of_its_range(n):
     assert tie_aware_interval(n, 0, 0)[1] <= 1.0
     assert tie_aware_interval(0, 0, n)[0] >= 0.0
+    assert (wilson(0, n)[0], wilson(n, n)[1]) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("counts", TIES)
@@ -113,6 +114,8 @@ def test_crossed_known_answers():
         assert (mean.prompt_low, mean.prompt_high) == pytest.approx((2 / 3 - half, 2 / 3 + half), abs=1e-7)
         half = two_way_t * r.se_two_way
         assert (mean.two_way_low, mean.two_way_high) == pytest.approx((2 / 3 - half, 2 / 3 + half), abs=1e-7)
+        seeds = t_interval(r.per_seed, confidence)
+        assert (mean.seed_low, mean.seed_high) == (seeds.low, seeds.high)
         for end in ("prompt_low", "prompt_high", "seed_low", "seed_high", "two_way_low", "two_way_high"):
             assert getattr(bounded, end) == pytest.approx(min(1.0, max(0.0, getattr(mean, end))), abs=1e-12)
     bootstrap = prompt_bootstrap(CROSSED, np.random.default_rng(0))
@@ -147,6 +150,7 @@ def test_order_of_seeds_and_prompts_does_not_matter():
 def test_a_rate_without_an_interval_says_how_many_were_compared():
     empty = crossed(np.zeros((3, 0)))
     assert (empty.rate, empty.seeds, empty.prompts) == (None, 3, 0)
+    assert crossed(np.zeros((0, 3))).prompts == 3
     broken = crossed_mean([[0.5, np.nan, 1.0], [0.0, 0.0, 0.0]])
     assert (broken.rate, broken.seeds, broken.prompts) == (None, 2, 3)
 
@@ -157,8 +161,9 @@ def test_a_bootstrap_over_prompts_is_one_of_their_means():
     means = scores.mean(axis=0)
     drawn = means[np.random.default_rng(1).integers(0, 40, (500, 40))].mean(axis=1)
     assert (found.low, found.high) == pytest.approx(np.percentile(drawn, [10.0, 90.0]), abs=1e-12)
-    by_default, said = (prompt_bootstrap(scores, np.random.default_rng(1), *draws) for draws in ((), (10_000,)))
-    assert by_default == said != found
+    scores = np.random.default_rng(0).normal(size=(3, 40))
+    by_default, said = (prompt_bootstrap(scores, np.random.default_rng(1), *draws) for draws in ((), (10_000, 0.95)))
+    assert by_default == said
 
 
 def test_the_two_way_error_adds_what_seeds_and_prompts_bring():

@@ -34,7 +34,7 @@ def least_effect(n: int, power: float = 0.8, alpha: float = 0.05) -> float:
     if not alpha < power < 1.0:
         raise ValueError(f"power must lie between alpha and 1, got {power}")
     high = _noncentral_t.beyond(lambda d: unpaired_power(d, n, alpha) >= power, 1.0, 1.0)
-    return float(optimize.brentq(lambda d: unpaired_power(d, n, alpha) - power, 0.0, high, xtol=1e-12))
+    return float(optimize.brentq(lambda d: unpaired_power(d, n, alpha) - power, 0.0, high))
 
 
 def power_table(

@@ -140,7 +140,7 @@ def sign_test(wins: int, losses: int) -> Significance:
     if n == 0:
         return Significance(reason="no decided comparison")
     p = min(1.0, 2.0 * float(special.bdtr(min(wins, losses), n, 0.5)))
-    return Significance(float(wins), p, min(1.0, 2.0 * 0.5**n))
+    return Significance(float(wins), p, 2.0 * 0.5**n)
 
 
 def _split_difference(sums: np.ndarray, n_a: int, n_b: int) -> np.ndarray:
