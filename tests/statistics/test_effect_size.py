@@ -138,6 +138,13 @@ def test_a_huge_effect_keeps_a_finite_interval():
     assert 0 < effect.d_low < effect.d < effect.d_high < math.inf
 
 
+@pytest.mark.parametrize(("df", "share"), [(2, 0.3), (4, 0.8), (4, 1.4), (30, 0.9), (200, 1.05)])
+def test_quadrature_of_a_huge_t_is_the_chi_square_of_its_scale(df, share):
+    """Z is lost beside a noncentrality of 10^7: P(T <= t) = P(sqrt(V / df) >= ncp / t)."""
+    expected = stats.chi2.sf(df * share**2, df)
+    assert _noncentral_t._by_quadrature(1e7, df, share * 1e7) == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize(("t", "df", "ncp"), [(3.5, 4, 0.4), (3.5, 4, 6.5), (-2.0, 2, 1.0), (0.0, 7, 0.5)])
 def test_quadrature_agrees_with_scipy_where_both_work(t, df, ncp):
     assert _noncentral_t._by_quadrature(t, df, ncp) == pytest.approx(stats.nct.cdf(t, df, ncp), abs=1e-9)

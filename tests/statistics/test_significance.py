@@ -19,6 +19,8 @@ def test_known_answers(v):
     assert permutation(v.x, v.y).p == pytest.approx(v.permutation[0], abs=EXACT)
     assert permutation(v.x, v.y).p_one_sided == pytest.approx(v.permutation[1], abs=EXACT)
     assert sign_flip(v.x, v.y).p == pytest.approx(v.sign_flip, abs=EXACT)
+    back = welch(v.y, v.x)  # the other group has the larger variance
+    assert (-back.statistic, back.df, back.p) == pytest.approx((w.statistic, w.df, w.p), rel=1e-12, abs=1e-12)
     assert (s.floor, w.floor, p.floor) == (0.0, 0.0, 0.0)
     assert (s.df, p.df) == (len(v.x) + len(v.y) - 2, len(v.x) - 1)
     for exact in (permutation(v.x, v.y), sign_flip(v.x, v.y)):
