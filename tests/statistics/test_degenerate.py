@@ -180,6 +180,8 @@ NOTHING_VARIES = [3.0, 3.0, 3.0, 3.0]
         (lambda: paired_difference([1e6, 2e6 + 1e-7, 3e6], [1e6, 2e6, 3e6]), PAIRS_DO_NOT_VARY),
         (lambda: paired_difference(GOOD, [0.0, 1.0, 3.0, 2.0]), "no variance among the values"),
         (lambda: paired_effect([1.0, 2.0], [0.5, 1.2]), "Hedges' correction needs df of at least 2"),
+        (lambda: bootstrap_mean([1.0], np.random.default_rng(0)), FEW),
+        (lambda: bootstrap_mean([1.0, math.nan], np.random.default_rng(0)), NOT_FINITE),
         (lambda: t_interval(NOTHING_VARIES), "no variance among the values"),
         (lambda: spread(NOTHING_VARIES), "no variance among the values"),
         (lambda: pearson(NOTHING_VARIES, GOOD), "no variance among the values"),

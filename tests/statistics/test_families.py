@@ -134,6 +134,13 @@ def test_prompts_needed_where_every_prompt_is_won_or_lost():
     assert power.prompts_needed(0.6, power=0.9) == 259
 
 
+def test_power_is_a_probability_that_grows_with_the_effect():
+    for n in (2, 3, 10):
+        powers = [power.unpaired_power(d / 4, n) for d in range(160)]
+        assert powers == sorted(powers)
+        assert powers[-1] <= 1.0
+
+
 def test_the_table_of_power_is_made_of_the_powers():
     table = power.power_table([3, 10], [0.8, 2])
     assert table[3] == {0.8: power.unpaired_power(0.8, 3), 2.0: power.unpaired_power(2, 3)}

@@ -149,7 +149,7 @@ def _split_difference(sums: np.ndarray, n_a: int, n_b: int) -> np.ndarray:
 
 
 def _from_t(x: np.ndarray, y: np.ndarray, error: float, df: float) -> Significance:
-    if error <= rounding_of(x, y) or error == 0.0:
+    if error <= rounding_of(x, y):
         return Significance(df=df, reason="no variance within the groups")
     difference = float(np.mean(x) - np.mean(y))
     if abs(difference) <= rounding_of(x, y):
