@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 from known_answers import HEDGES, VECTORS
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 from gemma_alignment.statistics import _noncentral_t
 from gemma_alignment.statistics.effect_size import cohens_d, hedges_correction, paired_effect
@@ -136,6 +136,28 @@ def test_a_huge_effect_keeps_a_finite_interval():
     effect = cohens_d([1000.0, 1000.1, 999.9], [0.0, 0.1, -0.1])
     assert effect.d == pytest.approx(10_000.0)
     assert 0 < effect.d_low < effect.d < effect.d_high < math.inf
+
+
+@pytest.mark.parametrize(("t", "df", "ncp"), [(-50, 1, 20), (-2, 1, 20), (-5, 1, 30)])
+def test_where_scipy_gives_up_the_tail_is_integrated(t, df, ncp):
+    """A negative t needs Z below -ncp, so the tail is no larger than that of Z."""
+    assert math.isnan(special.nctdtr(df, ncp, t))
+    assert 0.0 <= _noncentral_t.cdf(t, df, ncp) <= special.ndtr(-ncp)
+
+
+def test_a_search_doubles_its_steps_and_has_an_end():
+    tried = []
+
+    def reached(at):
+        tried.append(at)
+        return at <= -20.0
+
+    assert _noncentral_t.beyond(reached, 1.0, -2.0) == -29.0
+    assert tried == [1.0, -1.0, -5.0, -13.0, -29.0]
+    tried.clear()
+    with pytest.raises(ValueError, match="^nothing found from 1 in 60 doublings of a step of 2$"):
+        _noncentral_t.beyond(lambda at: reached(at) and False, 1.0, 2.0)
+    assert (len(tried), tried[-1]) == (60, 2.0**60 - 1.0)
 
 
 @pytest.mark.parametrize(("df", "share"), [(2, 0.3), (4, 0.8), (4, 1.4), (30, 0.9), (200, 1.05)])

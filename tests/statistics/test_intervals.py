@@ -122,4 +122,5 @@ def test_drawn_bootstrap_depends_on_its_generator_alone():
     assert first == again
     assert first != other
     assert first.low < values.mean() < first.high
+    assert first.estimate == values.mean()
     assert bootstrap_mean(values, np.random.default_rng(3)) == bootstrap_mean(values, np.random.default_rng(3), 10_000)

@@ -79,6 +79,11 @@ def test_a_drawn_test_of_groups_far_apart_reaches_its_floor(test):
         assert (found.p_one_sided, back.p_one_sided) == (1 / 20_001, 1.0)
 
 
+def test_fifteen_pairs_are_still_enumerated():
+    found = sign_flip([1.0] * 15, [0.0] * 14 + [0.5])
+    assert (found.p, found.floor) == (2 / 2**15, 2 / 2**15)
+
+
 @pytest.mark.parametrize("test", [permutation, sign_flip])
 def test_a_drawn_test_comes_near_the_enumerated_one(test, monkeypatch):
     x, y = [2.0, 3.5, 1.0, 4.0, 2.5, 3.0], [1.5, 2.0, 0.5, 3.5, 3.0, 1.0]
