@@ -155,7 +155,7 @@ def test_a_search_doubles_its_steps_and_has_an_end():
     assert _noncentral_t.beyond(reached, 1.0, -2.0) == -29.0
     assert tried == [1.0, -1.0, -5.0, -13.0, -29.0]
     tried.clear()
-    with pytest.raises(ValueError, match="^nothing found from 1 in 60 doublings of a step of 2$"):
+    with pytest.raises(ValueError, match=r"^nothing found from 1 in 60 doublings of a step of 2$"):
         _noncentral_t.beyond(lambda at: reached(at) and False, 1.0, 2.0)
     assert (len(tried), tried[-1]) == (60, 2.0**60 - 1.0)
 
