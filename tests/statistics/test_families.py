@@ -201,6 +201,12 @@ def test_probability_of_improvement_of_one_task(v):
     assert mine + back == pytest.approx(1.0)
 
 
+def test_one_run_a_side_can_be_better_and_none_cannot():
+    assert (probability_of_improvement([[1.0]], [[0.0]]), probability_of_improvement([[0.0]], [[1.0]])) == (1.0, 0.0)
+    for a, b in ((np.zeros((0, 1)), [[1.0]]), ([[1.0]], np.zeros((0, 1)))):
+        assert probability_of_improvement(a, b) is None
+
+
 class Recorded:
     """A statistic that keeps what it gave."""
 
