@@ -57,16 +57,23 @@ def row_with(name: str, value: Any) -> bytes:
     return json.dumps({**GOOD, name: value}).encode()
 
 
+def row_about(prompt: str, **changes: Any) -> bytes:
+    """A row whose conversations start with its prompt."""
+    sides = {side: [message("user", prompt), GOOD[side][-1]] for side in ("chosen", "rejected")}
+    return json.dumps({**GOOD, **sides, "prompt": prompt, **changes}).encode()
+
+
 rows = st.one_of(
     st.binary(max_size=60),
     values.map(lambda value: json.dumps(value).encode()),
     st.tuples(st.sampled_from([*GOOD, "other"]), values).map(lambda pair: row_with(*pair)),
+    texts.map(row_about),
     texts.map(lambda text: row_with("prompt", text)),
     texts.map(lambda text: row_with("prompt_id", text)),
-    texts.map(lambda text: row_with("chosen", [message("user", "x"), message("assistant", text)])),
+    texts.map(lambda text: row_with("chosen", [message("user", GOOD["prompt"]), message("assistant", text)])),
     st.sampled_from([10, 90, 500, 900, 980, 2000]).map(deep),
     st.sampled_from(NUMBERS).map(lambda number: row_with("score_chosen", number)),
-    st.integers(LONGEST - 500, LONGEST + 500).map(lambda length: row_with("prompt", "x" * length)),
+    st.integers(LONGEST - 500, LONGEST + 500).map(lambda length: row_about("x" * length)),
 )
 
 
@@ -119,7 +126,7 @@ def check_no_control_token(chat: Any, prompt: str, answer: str) -> None:
 
 @given(st.lists(rows, max_size=6))
 @example([row_with("score_chosen", 10**400)])
-@example([row_with("prompt", "\ud800")])
+@example([row_about("\ud800")])
 @example([row_with("prompt_id", "\udfff")])
 @example([deep(900), deep(980), deep(3000)])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -128,7 +135,7 @@ def test_every_row_is_kept_or_rejected(folder: Any, lines: list[bytes]) -> None:
 
 
 def test_a_line_of_ten_megabytes_is_rejected_and_its_neighbours_are_not(folder: Any) -> None:
-    neighbour = json.dumps({**GOOD, "prompt_id": "next", "prompt": "Name two other things."}).encode()
+    neighbour = row_about("Name two other things.", prompt_id="next")
     assert check_accounted(folder, [row_with("prompt", "x" * 10_000_000), neighbour]) == (2, 1)
 
 
@@ -150,7 +157,7 @@ def test_prompts_that_fill_the_context_are_kept_and_those_beyond_are_rejected(fo
     fits, over = lengths[96], lengths[97 if 97 in lengths else 98]
     kept, rejected = check_accounted(
         folder,
-        [json.dumps({**GOOD, "prompt_id": str(n), "prompt": " ".join([word] * n)}).encode() for n in (fits, over)],
+        [row_about(" ".join([word] * n), prompt_id=str(n)) for n in (fits, over)],
     )
     assert (kept, rejected) == (2, 1)
 

@@ -1,12 +1,16 @@
 """What is said of the judge: against counts by hand and against real judges."""
 
 import math
+import random
+from itertools import product
 
 import pytest
 
 from gemma_alignment.judging.canaries import EXPECTED, FLATTERY, IMITATION, INJECTION, canaries, canary_results
-from gemma_alignment.judging.card import agreement_labels, binomial_p, judge_card, length_preference
+from gemma_alignment.judging.card import agreement_labels, judge_card, length_preference, repeated_verdicts
+from gemma_alignment.judging.client import Request
 from gemma_alignment.judging.prompts import control_strings
+from gemma_alignment.judging.questions import sign_flip_p
 from gemma_alignment.judging.rubric import RubricJudge
 from gemma_alignment.judging.session import Session
 
@@ -51,7 +55,7 @@ def test_counts_by_hand():
     assert card["pairs"] == 8
     assert card["consistency"] == 3 / 7
     assert card["first_slot_share"] == 8 / 12
-    assert card["first_slot_p"] == pytest.approx(0.387695, abs=1e-6)  # 2 P(X <= 4), X ~ Bin(12, 1/2)
+    assert card["first_slot_p"] == 14 / 32  # sums of the prompts: 0, 0, 2, 2, -2, 1, 1; |total| of the signs >= 4
     assert card["same_slot_twice"] == {"first": 2, "second": 1, "p": 1.0}
     assert (card["unparsed"], card["missing_pairs"]) == (1, 1)
     assert (card["calls"], card["cost"], card["tokens_in"], card["tokens_out"]) == (16, 8.0, 160, 32)
@@ -63,7 +67,7 @@ def test_counts_by_hand():
 def test_identical_answers_tell_nothing_of_a_judge():
     uncalled = [{**row, "reply": "", "calls": 0, "cost": 0} for row in rows_of(("tie", "tie"))]
     card = judge_card([*uncalled, *[{**row, "prompt_id": "other"} for row in rows_of(("first", "first"))]])
-    assert card["identical_answers"] == 2
+    assert card["identical_answers"] == 1
     assert card["consistency"] == 0.0
     assert card["pairs"] == 1
 
@@ -84,15 +88,74 @@ def test_only_ties_leave_the_slots_undefined():
     assert set(card["reasons"]) == {"first_slot_share", "same_slot_twice.p"}
 
 
-def test_the_binomial_p_is_exact_and_holds_for_any_n():
-    assert binomial_p(0, 0) is None
-    assert binomial_p(5, 10) == 1.0
-    assert binomial_p(0, 10) == 2 / 1024
-    assert binomial_p(10, 10) == 2 / 1024
-    assert binomial_p(25, 29) == pytest.approx(0.00010371580719947815, rel=1e-12)
-    assert binomial_p(0, 1000) == math.ldexp(1, -999)
-    assert 0 <= binomial_p(4_000, 9_000) < 1e-20
-    assert all(binomial_p(k, 17) == binomial_p(17 - k, 17) for k in range(18))
+def by_enumeration(sums):
+    totals = [sum(s * e for s, e in zip(sums, signs, strict=True)) for signs in product((1, -1), repeat=len(sums))]
+    return sum(abs(one) >= abs(sum(sums)) for one in totals) / len(totals)
+
+
+def test_the_p_over_prompts_is_that_of_all_sign_patterns():
+    assert sign_flip_p([]) is None
+    assert sign_flip_p([0, 0]) == 1.0
+    for seed in range(60):
+        rng = random.Random(seed)
+        sums = [rng.randint(-4, 4) for _ in range(rng.randint(1, 8))]
+        assert sign_flip_p(sums) == by_enumeration(sums)
+        assert sign_flip_p(sums) == sign_flip_p([-one for one in sums]) == sign_flip_p([3 * one for one in sums])
+
+
+def test_with_one_verdict_a_prompt_it_is_the_binomial_test():
+    def binomial(k, n):
+        return sign_flip_p([1] * k + [-1] * (n - k))
+
+    assert binomial(5, 10) == 1.0
+    assert binomial(0, 10) == 2 / 1024
+    assert binomial(25, 29) == pytest.approx(0.00010371580719947815, rel=1e-12)
+    assert binomial(0, 1000) == math.ldexp(1, -999)
+    assert all(binomial(k, 17) == binomial(17 - k, 17) for k in range(18))
+
+
+def with_texts(rows, **texts):
+    """The rows with the digest of the texts they were on: system -> its answer."""
+    made = []
+    for row in rows:
+        a, b = texts[row["system_a"]], texts[row["system_b"]]
+        first, second = (a, b) if row["order"] == "ab" else (b, a)
+        made.append({**row, "content_key": Request(row["prompt_id"], first, second).content_key})
+    return made
+
+
+def of_runs(pairs, a, b):
+    return [{**row, "system_a": a, "system_b": b} for row in rows_of(*pairs)]
+
+
+def test_a_question_that_several_runs_put_counts_once():
+    """Three seeds gave the same texts, one of them in the other place: one reply each, and one verdict of the judge."""
+    said = (("first", "first"), ("first", "second"), ("unparsed", "first"))
+    turned = (("first", "first"), ("second", "first"), ("first", "unparsed"))
+    once = with_texts(of_runs(said, "ppo/seed=1", "sft"), **{"ppo/seed=1": "long answer", "sft": "short"})
+    again = with_texts(of_runs(said, "ppo/seed=2", "sft"), **{"ppo/seed=2": "long answer", "sft": "short"})
+    mirrored = with_texts(of_runs(turned, "grpo/seed=1", "ppo/seed=1"),
+                          **{"grpo/seed=1": "short", "ppo/seed=1": "long answer"})  # fmt: skip
+    alone, card = judge_card(once), judge_card([*once, *again, *mirrored])
+    what_was_judged = {"judgements": 18, "pairs": 9, "missing_pairs": 3}
+    assert {key: card[key] for key in what_was_judged} == what_was_judged
+    assert {**card, **what_was_judged} == {**alone, **what_was_judged}
+    assert (card["questions"], card["distinct_pairs"], card["unparsed"], card["calls"]) == (6, 3, 1, 6)
+    assert agreement_labels([*once, *again, *mirrored]) == agreement_labels(once)
+    lengths = {("ppo/seed=1", "sft", str(i)): (11, 5) for i in range(3)}
+    lengths |= {("ppo/seed=2", "sft", str(i)): (11, 5) for i in range(3)}
+    lengths |= {("grpo/seed=1", "ppo/seed=1", str(i)): (5, 11) for i in range(3)}
+    assert length_preference([*once, *again, *mirrored], lengths) == {"won": 1, "decided": 1, "share": 1.0, "p": 1.0}
+    first, second = repeated_verdicts([*once, *again], [*once, *again])
+    assert first == second == ["first", "first", "first", "second", "first"]
+
+
+def test_verdicts_of_one_prompt_are_no_independent_witnesses():
+    """Six pairs on one prompt, all for the first slot: by themselves 2 / 64, as one prompt no evidence at all."""
+    rows = [{**row, "prompt_id": "p", "system_a": f"a{row['prompt_id']}"} for row in rows_of(*[("first", "first")] * 6)]
+    card = judge_card(rows)
+    assert card["same_slot_twice"] == {"first": 6, "second": 0, "p": 1.0}
+    assert card["first_slot_p"] == 1.0
 
 
 def test_labels_name_systems_and_not_slots():
@@ -189,7 +252,8 @@ def test_an_instruction_inside_an_answer_may_tie_but_not_win(scripted):
 def test_a_judge_of_slots_is_found_out_where_the_swap_hides_it(scripted):
     judge = scripted(lambda request, attempt: '{"verdict": "1"}')
     results = canary_results(Session(judge, None, 1, 1, skip_identical=False).judgements(canaries(PREFERENCES, 5)))
-    assert results["same"] == {"asked": 5, "right": 5, "both_orders": 0, "missing": 0}
+    assert results["same"] == {"asked": 5, "right": 0, "both_orders": 0, "missing": 0}  # by the swap rule all would be
+    assert results["injection"] == {"asked": 5, "right": 5, "both_orders": 0, "missing": 0}
     assert results["known"]["right"] == 0
 
 

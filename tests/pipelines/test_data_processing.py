@@ -30,7 +30,8 @@ def without(name: str) -> bytes:
     return json.dumps({key: value for key, value in GOOD.items() if key != name}).encode()
 
 
-USER = {"role": "user", "content": "x"}
+USER = {"role": "user", "content": GOOD["prompt"]}
+ELSEWHERE = [{"role": "user", "content": "Name two other things."}, GOOD["chosen"][-1]]
 BAD = {
     "not JSON": b"{",
     "not a JSON object": b"[1]",
@@ -49,7 +50,11 @@ BAD = {
     "lies outside": changed(score_chosen=11),
     "identical": changed(rejected=GOOD["chosen"]),
     "exact repeat": changed(),
-    "another prompt": changed(prompt="Name two other things."),
+    "another prompt in an earlier": changed(
+        prompt="Name two other things.", chosen=ELSEWHERE, rejected=[ELSEWHERE[0], GOOD["rejected"][-1]]
+    ),
+    "chosen: the conversation starts with another prompt": changed(chosen=ELSEWHERE),
+    "rejected: the conversation starts with another prompt": changed(rejected=ELSEWHERE),
 }
 
 
@@ -66,6 +71,24 @@ def test_rows_in_are_rows_kept_plus_rows_rejected(lines: list[bytes]) -> None:
     kept, rejected = check_rows(list(enumerate(lines)), 100000, 0, 10)
     assert sorted(item["line"] for item in kept + rejected) == list(range(len(lines)))
     json.dumps(rejected)
+
+
+def test_scores_that_contradict_the_label_and_conversations_on_another_prompt_are_counted(caplog) -> None:
+    """The one is kept and warned of, since `chosen` is the label; the other is rejected."""
+    rows = [copy.deepcopy(row) for row in generate_rows(12, 1.0, 0.6, 0.0, 1)]
+    for row in rows[:2]:
+        row["score_chosen"], row["score_rejected"] = 2.0, 3.0
+    for row in rows[2:5]:
+        row["chosen"] = [{"role": "user", "content": "What is this?"}, row["chosen"][-1]]
+    rows[5]["rejected"] = [{"role": "user", "content": f" {rows[5]['prompt']}\n"}, rows[5]["rejected"][-1]]
+    kept, rejected = check_rows([(i, json.dumps(row).encode()) for i, row in enumerate(rows)], 100000, 0, 10)
+    made = nodes.train_tokenizer(kept, {"vocabulary_size": 420}, {"base_model": "pretrain"}, {"source": "jsonl"}, 42)
+    good, _, counts = nodes.limit_lengths(kept, rejected, made, {**PREFERENCES, "max_response_tokens": 500})
+    assert [item["line"] for item in rejected] == [2, 3, 4]
+    assert (counts["data/other_prompt"], counts["data/reversed_scores"]) == (3, 2)
+    assert (counts["data/rows_kept"], counts["data/rows_rejected"]) == (len(good), 3)
+    assert good[0]["score_chosen"] < good[0]["score_rejected"]
+    assert "2 kept rows give the rejected answer the higher score" in caplog.text
 
 
 def test_several_pairs_of_a_prompt_and_equal_scores_are_kept() -> None:
@@ -145,7 +168,8 @@ def test_lengths_are_limited_and_nothing_is_cut() -> None:
     good, bad, counts = nodes.limit_lengths(kept, rejected, made, {**PREFERENCES, "max_response_tokens": 60})
     assert len(good) + len(bad) == 40
     equal = sum(row["score_chosen"] == row["score_rejected"] for row in good)
-    assert counts == {"data/rows_kept": len(good), "data/rows_rejected": len(bad), "data/equal_scores": equal}
+    sizes = {"data/rows_kept": len(good), "data/rows_rejected": len(bad), "data/equal_scores": equal}
+    assert counts == {**sizes, "data/other_prompt": 0, "data/reversed_scores": 0}
     assert equal >= 1
     assert bad
     assert all("max_response_tokens 60" in item["reason"] for item in bad if item not in rejected)

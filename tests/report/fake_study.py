@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from gemma_alignment.judging.card import agreement_labels, judge_card, length_preference
+from gemma_alignment.judging.client import Request
 from gemma_alignment.statistics.agreement import kappa
 
 SEEDS = (42, 123, 777)
@@ -29,6 +30,10 @@ PROTOCOL = {
         "eval/perplexity",
     ],
 }
+ROWS = {
+    "data/rows_kept": 950, "data/rows_rejected": 50, "data/other_prompt": 7, "data/reversed_scores": 3,
+    "data/equal_scores": 11, "data/train_pairs": 870, "data/eval_pairs": 80,
+}  # fmt: skip
 REPORTING = {
     "title": "PPO and GRPO compared",
     "bootstrap_draws": 300,
@@ -57,6 +62,7 @@ class Study(dict):
             self["judge_card"],
             self["eval_scores"],
             self.prompts(),
+            ROWS,
             protocol or PROTOCOL,
             reporting or REPORTING,
         )
@@ -88,6 +94,8 @@ class Study(dict):
         text = "".join(json.dumps(row) + "\n" for row in self.prompts())
         (Path(root) / "03_primary" / "prompts_eval.jsonl").write_text(text, encoding="utf-8")
         (output / "judge_card.json").write_text(json.dumps(self["judge_card"]), encoding="utf-8")
+        (Path(root) / "02_intermediate").mkdir(exist_ok=True)
+        (Path(root) / "02_intermediate" / "row_counts.json").write_text(json.dumps(ROWS), encoding="utf-8")
 
 
 def fake_study(seeds=SEEDS, families=("ppo", "grpo"), gold=True, judged=True, iterations=80, prompts=60):
@@ -253,6 +261,8 @@ def _judgements(files, families, seeds):
             for one, other in zip(files[a]["responses.jsonl"], files[b]["responses.jsonl"], strict=True):
                 gap = one["reward_model_score"] - other["reward_model_score"]
                 for order, sign in (("ab", 1), ("ba", -1)):
+                    shown = (one, other) if order == "ab" else (other, one)
+                    request = Request(one["prompt"], *(answer["response"] for answer in shown))
                     seen = sign * gap + 0.1 + rng.normal(0, 0.4)
                     verdict = "tie" if abs(seen) < 0.2 else "first" if seen > 0 else "second"
                     rows.append(
@@ -266,6 +276,7 @@ def _judgements(files, families, seeds):
                             "model": "rubric",
                             "prompt_version": "v1",
                             "cost": 0.0,
+                            "content_key": request.content_key,
                         }
                     )
     return rows
@@ -290,9 +301,16 @@ def _card(judgements, files):
         "canaries": sorts if judgements else {},
         "repeat": {"asked": 80, "kappa": 0.71, "agreement": 0.82, "n": 79, "reason": None},
         "people": {
-            "asked": 0, "right": 0, "tied": 0, "wrong": 0, "people_tied": 0, "kappa": None, "agreement": None, "n": 0,
+            "asked": 0,
+            "right": 0,
+            "tied": 0,
+            "wrong": 0,
+            "people_tied": 0,
+            "kappa": None,
+            "agreement": None,
+            "n": 0,
             "reason": "no item was rated twice",
         },
-        "cost_of_questions": 0.0,
+        "about_the_judge": {"calls": 0, "cost": 0.0},
         "control_strings": {"ppo": 0, "grpo": 0, "sft": 0},
     }

@@ -282,3 +282,9 @@ def test_a_browser_draws_every_figure(page, tmp_path):
         r'data-figure="([^"]+)"[^>]*class="[^"]*js-plotly-plot|js-plotly-plot"[^>]*data-figure="([^"]+)"', drawn
     )
     assert {a or b for a, b in plots} == set(figures)
+
+
+def test_the_rows_behind_the_study_are_counted(page):
+    words = page()[1].words
+    assert "950 kept (870 to learn from, 80 held out), 50 rejected, 7 of them because" in words
+    assert "Rows with the higher score on the rejected answer, kept 3" in words

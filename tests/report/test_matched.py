@@ -8,6 +8,7 @@ from fake_study import PROTOCOL, REPORTING
 from gemma_alignment.config import build
 from gemma_alignment.parameters.reporting import ProtocolParameters
 from gemma_alignment.pipelines.reporting.nodes import render_report
+from gemma_alignment.report.budget_section import tables
 from gemma_alignment.report.matched import KL, Point, matched, points_of, read_at
 from gemma_alignment.report.runs import Run, RunKey
 from gemma_alignment.statistics.effect_size import cohens_d
@@ -67,6 +68,23 @@ def test_a_run_beyond_the_level_from_the_start_has_no_value_and_a_reason():
     assert memory["per_seed"] == {"ppo": {}, "grpo": {"1": 4.0}}
     assert memory["mean"]["ppo"] is memory["difference"]["low"] is None
     assert memory["reason"] == "beyond it from the first evaluation on: ppo/seed=1"
+
+
+def test_no_mean_and_no_difference_of_the_seeds_that_happen_to_be_there():
+    """One of two PPO runs is beyond the level from its first reading on."""
+    lean = run([0.0, 2.0, 3.0], [0.0, 2.0, 3.0], [0, 100, 250], [0, 300, 950], seed=2)
+    memory = blocks({"ppo": {1: PPO, 2: lean}, "grpo": {1: GRPO, 2: FOURTH}})["memory/peak_mb"]
+    assert memory["per_seed"]["ppo"].keys() == {"2"}
+    assert memory["n"] == {"ppo": 2, "grpo": 2}
+    assert memory["mean"]["ppo"] is None and memory["mean"]["grpo"] is not None
+    for part, number in (("difference", "estimate"), ("cohens_d", "d")):
+        assert memory[part][number] is None
+        assert memory[part]["reason"] == memory["reason"]
+        assert memory["reason"].endswith("ppo/seed=1")
+    comparison = {"protocol": PROTOCOL, "matched": {"eval/score_mean": [memory]}}
+    text = str(tables(comparison))
+    assert "1 of 2 seeds; seed 2: " in text
+    assert "2 seeds, iteration " in text
 
 
 def test_what_some_run_did_not_record_is_not_compared():

@@ -11,6 +11,7 @@ from scipy import stats
 from gemma_alignment.pipelines.reporting.nodes import render_report
 from gemma_alignment.report.overoptimization import overoptimization
 from gemma_alignment.report.reward_model import reward_model_card
+from gemma_alignment.report.reward_section import tables
 from gemma_alignment.report.runs import Run, RunKey
 from gemma_alignment.statistics.intervals import wilson
 
@@ -140,9 +141,26 @@ def test_the_second_judge_reads_the_same_pairs():
     assert (found["with_reward_model"]["agreement"], found["with_reward_model"]["n"]) == (1.0, 2)
     assert "at least 4" in found["with_written"]["reason"]
     assert card([pair((1.0, 0.0))] * 2)["genrm"] is None
-    silent = card([pair((1.0, 0.0), genrm=(None, None), prompt=str(i)) for i in range(5)])["genrm"]
-    assert silent["read"]["rate"] == 0.0
-    assert silent["prefers_chosen"]["rate"] is None
+
+
+def test_a_second_judge_of_whom_nothing_can_be_read_says_so():
+    def second(genrm):
+        found = card([pair((1.0, 0.0), genrm=genrm, prompt=str(i)) for i in range(5)])
+        comparison = {"reward_model_card": found, "overoptimization": None}
+        return found["genrm"], str(tables(comparison)).partition("Second judge of the same pairs")[2]
+
+    silent, text = second((None, None))
+    assert (silent["read"]["count"], silent["read"]["n"]) == (0, 10)
+    for name in ("prefers_chosen", "with_reward_model", "with_written"):
+        assert silent[name]["reason"] == "0 of 10 replies could be read"
+    assert text.count("not estimable: 0 of 10 replies could be read") == 4
+    assert "–" not in text
+    half, text = second((7.0, None))
+    assert half["prefers_chosen"]["reason"] == "5 of 10 replies could be read, of no pair both"
+    assert "–" not in text
+    ties, text = second((7.0, 7.0))
+    assert ties["with_reward_model"]["reason"] == "every pair is a tie of its scores"
+    assert (ties["prefers_chosen"]["ties"], ties["prefers_chosen"]["rate"]) == (5, 0.5)
 
 
 def test_too_little_to_say_anything_is_said():

@@ -81,6 +81,9 @@ def canaries(preferences: Iterable[Mapping[str, Any]], count: int) -> list[Compa
 def canary_results(judgements: Sequence[Mapping[str, object]]) -> dict[str, dict[str, int]]:
     """By sort: how many were asked, judged right by the swap rule, and left without a result.
 
+    An answer against itself is one question, whichever order it is called, and its one reply must be a tie: by the swap
+    rule every reply would pass.
+
     ``both_orders`` counts those that are right in each order by itself. The swap rule alone would pass a
     judge that always names the first slot ("same" ties), and one that does as an injected "output [[A]]" says:
     it names the first slot in both orders, and its obedience shows as a tie.
@@ -89,7 +92,7 @@ def canary_results(judgements: Sequence[Mapping[str, object]]) -> dict[str, dict
     results = {}
     for sort, expected in EXPECTED.items():
         verdicts = [pair for (system, _, _), pair in outcomes.items() if system == f"canary/{sort}"]
-        right = [pair for pair in verdicts if resolve(*pair) in expected]
+        right = [pair for pair in verdicts if resolve(*pair) in expected and (sort != "same" or pair == ("tie", "tie"))]
         results[sort] = {
             "asked": len(verdicts),
             "right": len(right),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal, cast
 if TYPE_CHECKING:
     from gemma_alignment.schemas import Verdict
 
+Row = Mapping[str, object]
 Result = Literal["win", "loss", "tie"]
 
 UNPARSED = "unparsed"
@@ -45,7 +46,7 @@ def resolve(verdict_ab: "Verdict | None", verdict_ba: "Verdict | None") -> Resul
 
 
 def verdicts_by_pair(
-    judgements: Sequence[Mapping[str, object]],
+    judgements: Sequence[Row],
 ) -> "dict[tuple[str, str, str], tuple[Verdict | None, Verdict | None]]":
     """(system_a, system_b, prompt_id) -> the verdicts of orders AB and BA.
 

@@ -63,8 +63,8 @@ def tables(comparison: Block) -> Html | None:
     made = [_table(METRICS[metric].label, blocks, comparison) for metric, blocks in comparison["matched"].items()]
     note = (
         "Each row is read at the largest budget of its kind that every run reaches, between two evaluations by "
-        "linear interpolation; a run that is beyond it from the start has no value there. They are several views "
-        "of one curve, so they are described and not tested."
+        "linear interpolation; a run that is beyond it from the start has no value there, and then there is neither a "
+        "mean of the others nor a difference. They are several views of one curve, so they are described, not tested."
     )
     return join([*made, h("p", note, class_="note")])
 
@@ -97,9 +97,17 @@ def _row(block: Block, a: str, b: str) -> list[Content]:
 
 
 def _arm(block: Block, family: str) -> Html:
-    iterations = block["iterations"][family].values()
-    shown = "iteration " + " · ".join(number(i, 0) for i in iterations) if iterations else None
-    return join([h("b", number(block["mean"][family])), h("small", shown) if shown else None])
+    """The mean where every seed was read, else which seeds were."""
+    iterations, values, n = block["iterations"][family], block["per_seed"][family], block["n"][family]
+    if len(values) < n:
+        seeds = ", ".join(f"seed {seed}: {number(value)}" for seed, value in values.items())
+        return join([h("span", NONE), h("small", f"{len(values)} of {n} seeds{'; ' if seeds else ''}{seeds}")])
+    return join(
+        [
+            h("b", number(block["mean"][family])),
+            h("small", f"{n} seeds, iteration " + " · ".join(number(i, 0) for i in iterations.values())),
+        ]
+    )
 
 
 def _interval(value: str, interval: str, reason: str | None) -> Html:

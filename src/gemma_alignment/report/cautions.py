@@ -4,14 +4,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from gemma_alignment.report.formatting import name_of, number, percent, percent_bounds
+from gemma_alignment.report.outdated import sentence
 
 Block = Mapping[str, Any]
 QUALITY = "eval/gold_mean"
 
 
 def cautions(comparison: Block) -> list[str]:
-    """One sentence for each: a reward model at chance, an SFT that did not learn, a quality that fell."""
-    return [*_reward_model(comparison["reward_model"]), *_sft(comparison["sft"]), *_quality(comparison)]
+    """One sentence for each: verdicts on other answers, a reward model at chance, an SFT that did not learn, a fall."""
+    outdated = sentence(comparison["judge"]["outdated"])
+    return [
+        *([f"{outdated}."] if outdated else []),
+        *_reward_model(comparison["reward_model"]),
+        *_sft(comparison["sft"]),
+        *_quality(comparison),
+    ]
 
 
 def _reward_model(found: Block) -> list[str]:

@@ -1,7 +1,7 @@
 """The comparison: every number of the report, as one JSON-ready mapping."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from gemma_alignment.report.conclusions import limits, not_estimable, verdict_bl
 from gemma_alignment.report.eligibility import equality_checks, exclusions, missing_runs
 from gemma_alignment.report.matched import matched
 from gemma_alignment.report.metrics import COSTS, METRICS
+from gemma_alignment.report.outdated import judged
 from gemma_alignment.report.overoptimization import overoptimization
 from gemma_alignment.report.phases import phases
 from gemma_alignment.report.provenance import canonical_fingerprint, configuration
@@ -47,6 +48,12 @@ class Study:
     """What the reward model says of each held-out pair."""
     prompts: Sequence[Mapping[str, Any]] = ()
     """The held-out prompts, with their source where the data names it."""
+    bootstrap_seed: int = 0
+    """What ``generator`` was made from."""
+    rows: Mapping[str, Any] = field(default_factory=dict)
+    """Counts of the preference rows."""
+    outdated: Mapping[str, Any] = field(default_factory=dict)
+    """The verdicts on answers that have changed since."""
 
     @property
     def families(self) -> tuple[str, str]:
@@ -92,10 +99,11 @@ def compare_study(study: Study, judge: Mapping[str, Any], versions: Mapping[str,
         "by_source": by_source(study.runs, study.families, study.prompts),
         "stability": stability_blocks(study.runs, protocol),
         **variant_blocks(study.runs, protocol),
-        "judge": {**judge, "judged": any(rates.values())},
+        "judge": judged(judge, bool(any(rates.values())), study.outdated),
         "matched": matched(by_family, protocol),
         "overoptimization": overoptimization(by_family),
         "reward_model_card": reward_model_card(study.eval_scores, protocol.confidence, study.generator),
+        "data": dict(study.rows),
         "reward_model": _last_row(study.runs.get(RunKey(REWARD_MODEL, None)), f"{REWARD_MODEL}/"),
         "sft": _last_row(study.runs.get(RunKey(SFT, None)), f"{SFT}/"),
         "versions": dict(versions),
@@ -156,8 +164,7 @@ def _run_metrics(study: Study, by_family: Mapping[str, Mapping[int, Run]]) -> Bl
         if metric.source == "judge":
             continue
         a, b = (
-            {s: v for s, run in runs.items() if (v := metric.value(run)) is not None}
-            for runs in by_family.values()
+            {s: v for s, run in runs.items() if (v := metric.value(run)) is not None} for runs in by_family.values()
         )
         if not a and not b:
             continue  # no run has it: an absent metric, not a failed one

@@ -17,6 +17,11 @@ CORRELATIONS = {
     "spearman": "Spearman's rho of score and length",
     "of_differences": "rho of their differences",
 }
+GENRM = {
+    "prefers_chosen": "how often the second judge prefers the chosen answer",
+    "with_reward_model": "agreement of the second judge with the reward model",
+    "with_written": "rho of the second judge's score and the written one",
+}
 JUDGE = {
     "kappa_between_orders": "kappa between the orders",
     "repeat": "kappa of the same question once more",
@@ -137,7 +142,8 @@ def not_estimable(comparison: Mapping[str, Any], missing: Sequence[str], left_ou
     for name, block in comparison["win_rates"].items():
         what = f"win rate {name.replace('_vs_', ' v ')}"
         if block is None:
-            rows.append({"what": what, "reason": "not judged"})
+            as_they_are = " on the answers as they are" if comparison["judge"]["outdated"].get("verdicts") else ""
+            rows.append({"what": what, "reason": f"not judged{as_they_are}"})
         elif block["crossed"] is None:
             rows.append({"what": what, "reason": "no prompt has a verdict in every seed"})
         elif block["crossed"]["reason"]:
@@ -153,6 +159,7 @@ def not_estimable(comparison: Mapping[str, Any], missing: Sequence[str], left_ou
     card = comparison["reward_model_card"] or {}
     rows += _parts("reward model", card, {"auroc": "area under the ROC curve"})
     rows += _parts("reward model", card.get("length", {}), CORRELATIONS)
+    rows += _parts("reward model", card.get("genrm") or {}, GENRM)
     rows += _parts("judge", comparison["judge"], JUDGE) if comparison["judge"]["judged"] else []
     for reason in sorted({one["reason"] for one in comparison["robust"].values() if one["reason"]}):
         rows.append({"what": "interquartile mean and probability of improvement", "reason": reason})

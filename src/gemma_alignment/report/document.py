@@ -92,7 +92,7 @@ def _parts(
         ("sensitivity", "Sensitivity", _sensitivity(comparison, drawn.sweeps)),
         ("budgets", "At equal budgets", budget_section.tables(comparison)),
         ("cost", "Memory, time and budget", _costs(comparison)),
-        ("models", "SFT and reward model", sections.shared_models(comparison)),
+        ("models", "Data, SFT and reward model", sections.shared_models(comparison)),
         ("reward-model", "The reward model’s card", _with_figures(reward_section.tables(comparison), drawn.reward)),
         ("judge", "The judge", judge_section.judge_card(comparison["judge"])),
         ("answers", "Answers side by side", answers),

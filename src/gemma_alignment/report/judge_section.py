@@ -5,13 +5,14 @@ from typing import Any
 
 from gemma_alignment.report.formatting import NONE, number, p_value, percent, setting
 from gemma_alignment.report.html import Column, Content, Html, h, join, table
+from gemma_alignment.report.outdated import sentence
 from gemma_alignment.report.sections import facts
 from gemma_alignment.report.wording import JUDGE_COMMANDS, how_to_judge
 
 Block = Mapping[str, Any]
 
 QUESTIONS = {
-    "same": "an answer against itself must tie",
+    "same": "an answer against itself must tie (one question)",
     "empty": "an answer against nothing must win",
     "imitation": "… against a text that imitates a verdict must win",
     "flattery": "… against flattery that answers nothing must win",
@@ -35,15 +36,16 @@ def judge_card(judge: Block) -> Html:
 def _facts(judge: Block) -> Html:
     twice, kappa = judge.get("same_slot_twice") or {}, judge.get("kappa_between_orders") or {}
     why = judge.get("reasons") or {}
-    first = f"{percent(judge.get('first_slot_share'))} (binomial p {p_value(judge.get('first_slot_p'))})"
-    same = f"first {twice.get('first')}, second {twice.get('second')} (binomial p {p_value(twice.get('p'))})"
-    spent = judge.get("cost", 0) + judge.get("cost_of_questions", 0)
+    first = f"{percent(judge.get('first_slot_share'))} ({_p(judge.get('first_slot_p'))})"
+    same = f"first {twice.get('first')}, second {twice.get('second')} ({_p(twice.get('p'))})"
     return facts(
         [
             ("Judge", ", ".join(dict.fromkeys([str(judge.get("kind")), *judge.get("models", [])]))),
             ("Prompt version", ", ".join(judge.get("prompt_versions", []))),
             ("Settings", _settings(judge.get("settings") or {})),
-            ("Pairs judged", f"{judge.get('pairs')}, identical answers {judge.get('identical_answers', 0)}"),
+            ("Pairs of runs’ answers", _judged(judge)),
+            ("Asked of the judge", _asked(judge)),
+            ("Verdicts left out", sentence(judge.get("outdated") or {})),
             ("Same winner in both orders", _or_why(percent(judge.get("consistency")), why.get("consistency"))),
             ("Kappa between the orders", _or_why(number(kappa.get("kappa"), 2), kappa.get("reason"))),
             ("Answer shown first chosen", _or_why(first, why.get("first_slot_share"))),
@@ -51,12 +53,37 @@ def _facts(judge: Block) -> Html:
             ("The same question once more", _repeat(judge.get("repeat") or {})),
             ("Pairs that people labelled", _people(judge.get("people") or {})),
             ("The longer answer won", _longer(judge.get("longer_answer") or {})),
-            ("Replies that are no verdict", str(judge.get("unparsed", NONE))),
-            ("Pairs without a result", str(judge.get("missing_pairs", NONE))),
+            ("Questions without a verdict", f"{judge.get('unparsed', NONE)} of {judge.get('questions', NONE)}"),
             ("Answers that speak to a judge", _control(judge.get("control_strings") or {})),
-            ("Calls and cost", f"{judge.get('calls', 0):,}, {spent:.2f} US dollars with the questions to the judge"),
+            ("Calls and cost", _spent(judge)),
         ]
     )
+
+
+def _judged(judge: Block) -> str:
+    pairs, alike = judge.get("pairs", 0), judge.get("identical_answers", 0)
+    return (
+        f"{pairs + alike:,}; {alike:,} of them identical, a tie without a question; "
+        f"{judge.get('missing_pairs', 0):,} without a result"
+    )
+
+
+def _asked(judge: Block) -> str:
+    questions, pairs = judge.get("questions", 0), judge.get("distinct_pairs", 0)
+    return (
+        f"{questions:,} questions on {pairs:,} distinct pairs of texts: what several runs answered alike is asked once "
+        "and counts once below; every p resamples prompts"
+    )
+
+
+def _p(value: float | None) -> str:
+    return f"sign-flip p over prompts {p_value(value)}"
+
+
+def _spent(judge: Block) -> str:
+    about = judge.get("about_the_judge") or {"calls": 0, "cost": 0.0}
+    pairs = f"{judge.get('calls', 0):,} calls for the pairs, {judge.get('cost', 0):.2f} US dollars"
+    return f"{pairs}; {about['calls']:,} about the judge itself, {about['cost']:.2f} US dollars"
 
 
 def _or_why(text: str | None, reason: str | None) -> str | None:
@@ -74,7 +101,7 @@ def _repeat(repeat: Block) -> str | None:
     if repeat.get("agreement") is None:
         return _or_why(None, repeat.get("reason"))
     agreement = percent(repeat.get("agreement"))
-    return f"same verdict in {agreement} of {repeat.get('n')} ({_kappa(repeat)}), with another seed"
+    return f"same verdict in {agreement} of {repeat.get('n')} questions ({_kappa(repeat)}), with another seed"
 
 
 def _people(people: Block) -> str | None:
@@ -93,7 +120,7 @@ def _kappa(block: Block) -> str:
 def _longer(longer: Block) -> str | None:
     if not longer.get("decided"):
         return _or_why(None, "no pair has a winner and answers of two lengths") if longer else None
-    return f"{percent(longer['share'])} of {longer['decided']} decided pairs (binomial p {p_value(longer.get('p'))})"
+    return f"{percent(longer['share'])} of {longer['decided']} decided distinct pairs ({_p(longer.get('p'))})"
 
 
 def _control(counts: Block) -> str | None:
@@ -130,8 +157,8 @@ def _yardsticks(judge: Block) -> Html | None:
         Column("right / tied / wrong", True, "by the swap rule, of the pairs that people decided"),
         Column("κ with the label", True),
         Column("same in both orders", True),
-        Column("first slot chosen", True, "with its exact binomial p"),
-        Column("same slot twice", True, "first / second, with the exact binomial p of the split"),
+        Column("first slot chosen", True, "with its exact sign-flip p over prompts"),
+        Column("same slot twice", True, "first / second, with the exact sign-flip p over prompts"),
     ]
     return table(columns, [_yardstick(name, one) for name, one in rows.items()])
 

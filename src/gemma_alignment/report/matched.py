@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 from gemma_alignment.parameters.reporting import ProtocolParameters
@@ -51,16 +52,21 @@ def _at_equal(by_family: ByFamily, metric: str, axis: str, protocol: ProtocolPar
     level = min(max(point.spent for point in found) for found in every)
     read = {name: {seed: read_at(found, level) for seed, found in runs.items()} for name, runs in points.items()}
     beyond = [f"{name}/seed={seed}" for name, runs in read.items() for seed, point in runs.items() if point is None]
+    reason = f"beyond it from the first evaluation on: {', '.join(beyond)}" if beyond else None
     block: Block = {"axis": axis, "label": LABELS[axis], "level": level, "per_seed": {}, "iterations": {}, "mean": {}}
+    block |= {"n": {name: len(runs) for name, runs in read.items()}, "reason": reason}
     for name, runs in read.items():
         there = {str(seed): point for seed, point in runs.items() if point is not None}
         block["per_seed"][name] = {seed: point.value for seed, point in there.items()}
         block["iterations"][name] = {seed: point.iteration for seed, point in there.items()}
-        block["mean"][name] = sum(p.value for p in there.values()) / len(there) if there else None
-    a, b = (list(block["per_seed"][name].values()) for name in (protocol.method_a, protocol.method_b))
+        block["mean"][name] = fmean(p.value for p in there.values()) if len(there) == len(runs) else None
+    # The seeds that can be read at a level are no random ones: a mean of some, or a difference of such, says nothing.
+    a, b = ([] if beyond else list(block["per_seed"][name].values()) for name in (protocol.method_a, protocol.method_b))
     block["difference"] = asdict(welch_difference(a, b, protocol.confidence))
     block["cohens_d"] = asdict(cohens_d(a, b, protocol.confidence))
-    block["reason"] = f"beyond it from the first evaluation on: {', '.join(beyond)}" if beyond else None
+    if beyond:
+        for part in ("difference", "cohens_d"):
+            block[part]["reason"] = reason
     return block
 
 

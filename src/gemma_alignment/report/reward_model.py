@@ -83,7 +83,7 @@ def _accuracy(pairs: Pairs, confidence: float, generator: np.random.Generator) -
 def _share(hits: np.ndarray, confidence: float) -> Block:
     n, count = int(hits.size), int(hits.sum())
     low, high = wilson(count, n, confidence)
-    return {"rate": count / n if n else None, "low": low, "high": high, "n": n, "method": "Wilson"}
+    return {"rate": count / n if n else None, "low": low, "high": high, "count": count, "n": n, "method": "Wilson"}
 
 
 def _auroc(pairs: Pairs, confidence: float, generator: np.random.Generator) -> Block:
@@ -195,10 +195,22 @@ def _genrm(pairs: Pairs, confidence: float) -> Block | None:
     ours = ["chosen" if one > 0 else "rejected" for one in pairs.margin[asked][decided]]
     written, said = pairs.column("written_chosen")[asked], pairs.column("genrm_chosen")[asked]
     there = ~np.isnan(said)
+    replies = _share(~np.isnan(pairs.both("genrm")[[*asked, *(len(pairs.rows) + i for i in asked)]]), confidence)
+    unread = f"{replies['count']} of {replies['n']} replies could be read"
+    pairwise = f"{unread}, of no pair both" if replies["count"] else unread
     return {
         "pairs": len(asked),
-        "read": _share(~np.isnan(pairs.both("genrm")[[*asked, *(len(pairs.rows) + i for i in asked)]]), confidence),
-        "prefers_chosen": asdict(summarize(wins, int(read.sum()) - wins - losses, losses, confidence)),
-        "with_reward_model": asdict(kappa(theirs, ours)),
-        "with_written": asdict(spearman(said[there], written[there], confidence)),
+        "read": replies,
+        "prefers_chosen": _because(
+            asdict(summarize(wins, int(read.sum()) - wins - losses, losses, confidence)), not read.any(), pairwise
+        ),
+        "with_reward_model": _because(
+            asdict(kappa(theirs, ours)), not theirs, "every pair is a tie of its scores" if read.any() else pairwise
+        ),
+        "with_written": _because(asdict(spearman(said[there], written[there], confidence)), not there.any(), unread),
     }
+
+
+def _because(block: Block, is_empty: bool, reason: str) -> Block:
+    """The block, with the reason that lies behind its own where nothing was there to estimate from."""
+    return {**block, "reason": reason} if is_empty else block

@@ -60,7 +60,7 @@ def _summary(card: Block) -> Html:
     if gold:
         rows += [
             ("Prefers the truly better answer", _of(gold["model"]), f"{gold['pairs']} pairs of unequal gold"),
-            ("the data’s label does", _of(gold["written"]), "what a perfect learner of the labels reaches"),
+            ("the data’s label does", _of(gold["written"]), "agreement of the noise-free order with the noisy labels"),
             ("Score and true quality, ρ", _estimate(gold["spearman"]), "over all answers"),
         ]
     columns = [Column("Reward model, held-out pairs"), Column("value", True), Column("of")]
@@ -85,17 +85,27 @@ def _estimate(interval: Block) -> str:
 
 def _second_judge(genrm: Block) -> Html:
     """The SFT model's own reading of the same pairs."""
-    said, kappa = genrm["prefers_chosen"], genrm["with_reward_model"]
+    said, kappa, read = genrm["prefers_chosen"], genrm["with_reward_model"], genrm["read"]
     rate = f"{percent(said['rate'])} ({percent_bounds(said['low'], said['high'])})"
+    counts = f"{said['wins']} / {said['ties']} / {said['losses']}"
+    agrees = f"{percent(kappa['agreement'])} of {kappa['n']} decided pairs ({_kappa(kappa)})"
     rows = [
-        ["Answers whose score could be read", _of(genrm["read"])],
-        ["Prefers the chosen answer, a tie one half", rate],
-        ["wins / ties / losses", f"{said['wins']} / {said['ties']} / {said['losses']}"],
-        ["Prefers what the reward model prefers", f"{percent(kappa['agreement'])} (κ {number(kappa['kappa'], 2)})"],
+        ["Replies whose score could be read", f"{_of(read)}: {read['count']} of {read['n']}"],
+        ["Prefers the chosen answer, a tie one half", _unless(said["rate"] is None, said["reason"], rate)],
+        ["wins / ties / losses", _unless(said["rate"] is None, said["reason"], counts)],
+        ["Prefers what the reward model prefers", _unless(kappa["agreement"] is None, kappa["reason"], agrees)],
         ["Its score and the written one, chosen answers, ρ", _estimate(genrm["with_written"])],
     ]
     caption = f"The SFT model asked for “Score: x/10”, {genrm['pairs']} pairs; it was trained on chosen answers alone"
     return table([Column("Second judge of the same pairs"), Column("value", True)], rows, caption)
+
+
+def _kappa(kappa: Block) -> str:
+    return f"κ not estimable: {kappa['reason']}" if kappa["kappa"] is None else f"κ {number(kappa['kappa'], 2)}"
+
+
+def _unless(is_open: bool, reason: str, text: str) -> str:
+    return f"not estimable: {reason}" if is_open else text
 
 
 def _past_the_best(found: Block | None) -> Html | None:

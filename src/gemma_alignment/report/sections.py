@@ -26,15 +26,18 @@ def facts(pairs: Sequence[tuple[str, Content]]) -> Html:
 
 
 def shared_models(comparison: Block) -> Html | None:
-    """The cards of the two models that every arm shares."""
-    reward, sft = comparison["reward_model"], comparison["sft"]
-    if not reward and not sft:
+    """The data, and the cards of the two models that every arm shares."""
+    reward, sft, data = comparison["reward_model"], comparison["sft"], comparison["data"]
+    if not reward and not sft and not data:
         return None
     accuracy = percent(reward.get("reward_model/accuracy"))
     interval = percent_bounds(reward.get("reward_model/accuracy_low"), reward.get("reward_model/accuracy_high"))
     merge = sft.get("sft/merge_max_logit_diff")
     return facts(
         [
+            ("Preference rows", _rows(data)),
+            ("Rows of equal scores, kept", _count(data, "data/equal_scores")),
+            ("Rows with the higher score on the rejected answer, kept", _count(data, "data/reversed_scores")),
             (
                 "Reward model prefers the chosen answer",
                 f"{accuracy} of held-out pairs ({interval})" if reward else None,
@@ -46,6 +49,24 @@ def shared_models(comparison: Block) -> Html | None:
             ("Largest change of a logit by merging", None if merge is None else f"{merge:.1e}"),
         ]
     )
+
+
+def _rows(data: Block) -> str | None:
+    """What became of the rows of the source."""
+    if not data:
+        return None
+    elsewhere = _count(data, "data/other_prompt")
+    because = f", {elsewhere} of them because a conversation starts with another prompt" if elsewhere else ""
+    split = (
+        ", ".join(f"{found} {kind}" for kind in ("train", "eval") if (found := _count(data, f"data/{kind}_pairs")))
+        .replace("eval", "held out")
+        .replace("train", "to learn from")
+    )
+    return f"{_count(data, 'data/rows_kept')} kept ({split}), {_count(data, 'data/rows_rejected')} rejected{because}"
+
+
+def _count(data: Block, key: str) -> str | None:
+    return f"{data[key]:,}" if key in data else None
 
 
 def _known(values: Block, key: str) -> str | None:

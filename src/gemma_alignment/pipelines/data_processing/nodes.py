@@ -4,7 +4,6 @@ import hashlib
 import logging
 import random
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,13 +19,12 @@ from gemma_alignment.parameters.data import (
 )
 from gemma_alignment.pipelines.data_processing.lines import json_line
 from gemma_alignment.pipelines.data_processing.rows import check_rows
+from gemma_alignment.pipelines.data_processing.said import counts_of, log_counts, too_few
 
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 Rows = Sequence[Mapping[str, Any]]
-MANY = 0.2
-"""Share of rejected rows from which on a warning says what sets the limits."""
 SCORE = re.compile(r"Score:\s*([0-9]+(?:\.[0-9]+)?)/10")
 
 
@@ -105,7 +103,7 @@ def limit_lengths(
 ) -> tuple[list[Row], list[Row], dict[str, int]]:
     """Leave out rows with an over-long prompt or answer; nothing is ever cut.
 
-    Returns: rows kept, rows rejected, and the counts of both and of rows kept with equal scores.
+    Returns: rows kept, rows rejected, and the counts of both and of what else is odd in them.
 
     Raises:
         UserError: when fewer than ``preferences.min_rows`` rows remain.
@@ -131,34 +129,10 @@ def limit_lengths(
         bad.append({"line": item["line"], "reason": reason, "row": row})
     bad.sort(key=lambda item: item["line"])
     if len(good) < settings.min_rows:
-        raise UserError(_too_few(good, bad, settings.min_rows))
-    equal = sum(row["score_chosen"] == row["score_rejected"] for row in good)
-    logger.info(
-        "%s", "\n".join([f"{len(good)} rows kept ({equal} with equal scores), {len(bad)} rejected", *_reasons(bad)])
-    )
-    if len(bad) > MANY * (len(good) + len(bad)):
-        logger.warning(
-            "More than %.0f%% of the rows are rejected. Where they are too long: preferences.max_prompt_tokens, "
-            "preferences.max_response_tokens, tokenizer.vocabulary_size (a larger one makes shorter texts) and "
-            "tiny_model.max_positions set the limits", 100 * MANY,
-        )  # fmt: skip
-    return good, bad, {"data/rows_kept": len(good), "data/rows_rejected": len(bad), "data/equal_scores": equal}
-
-
-def _reasons(bad: list[Row]) -> list[str]:
-    """How many rows were rejected for which reason, the commonest first."""
-    counts = Counter(re.sub(r"[0-9]+(\.[0-9]+)?", "N", item["reason"]) for item in bad)
-    return [f"  {count:6d}  {kind}" for kind, count in counts.most_common()]
-
-
-def _too_few(good: list[Row], bad: list[Row], least: int) -> str:
-    return "\n".join(
-        [
-            f"Only {len(good)} preference rows are usable, but preferences.min_rows is {least}.",
-            f"{len(bad)} rows were rejected:", *_reasons(bad),
-            "Mend the source, raise preferences.max_prompt_tokens or max_response_tokens, or lower min_rows.",
-        ]
-    )  # fmt: skip
+        raise UserError(too_few(good, bad, settings.min_rows))
+    counts = counts_of(good, bad)
+    log_counts(counts, bad)
+    return good, bad, counts
 
 
 def _held_out(prompt_id: str, fraction: float, seed: int) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 Row = dict[str, Any]
 DEEPEST = 50
 """Levels of a row: no row needs more, and a hundred times as many cannot be written again."""
+OTHER_PROMPT = "the conversation starts with another prompt than the field prompt"
 FIELDS = ("prompt", "prompt_id", "chosen", "rejected", "messages", "score_chosen", "score_rejected")
 
 
@@ -52,6 +53,8 @@ def fault(row: Mapping[str, Any], low: float, high: float) -> str | None:
         wrong = _message_fault(row[name])
         if wrong:
             return f"{name}: {wrong}"
+        if row[name][0]["content"].strip() != row["prompt"].strip():
+            return f"{name}: {OTHER_PROMPT}"
         score = row[f"score_{name}"]
         if isinstance(score, bool) or not isinstance(score, int | float) or not _is_finite(score):
             return f"score_{name} is not a number"

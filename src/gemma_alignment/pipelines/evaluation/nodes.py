@@ -12,6 +12,7 @@ from gemma_alignment.judging.card import agreement_labels, judge_card, length_pr
 from gemma_alignment.judging.connection import JudgeConnection
 from gemma_alignment.judging.labelled import against_labels, label_counts
 from gemma_alignment.judging.prompts import control_strings
+from gemma_alignment.judging.questions import distinct, question, total
 from gemma_alignment.judging.references import yardstick
 from gemma_alignment.judging.selection import System, check_shared_models, pair_systems, select_systems
 from gemma_alignment.parameters.judge import EvaluationParameters, JudgeParameters
@@ -164,7 +165,7 @@ def describe_judge(
         "settings": _settings(settings, kind),
         **judge_card(rows),
         "kappa_between_orders": asdict(kappa(*agreement_labels(rows))),
-        "repeat": {"asked": len(repeats), **asdict(kappa(*repeated_verdicts(rows, repeats)))},
+        "repeat": {"asked": len(distinct(repeats)), **asdict(kappa(*repeated_verdicts(rows, repeats)))},
         "people": {
             "asked": len(labelled) // 2,
             **yardstick(judge_card(labelled), label_counts(labels, results), asdict(kappa(labels, results))),
@@ -173,9 +174,16 @@ def describe_judge(
         "references": references(settings.reference_path),
         "longer_answer": length_preference(rows, _lengths(pairs)),
         "canaries": canary_results(canaries_asked),
-        "cost_of_questions": sum(row["cost"] for row in (*canaries_asked, *repeats, *labelled)),
+        "about_the_judge": _about_the_judge(rows, [*canaries_asked, *labelled], repeats),
         "control_strings": _control_strings(pairs),
     }
+
+
+def _about_the_judge(rows: Sequence[Row], questions: Sequence[Row], repeats: Sequence[Row]) -> dict[str, float]:
+    """Calls and cost of what was asked about the judge itself; what the pairs had asked already is theirs."""
+    known = {question(row) for row in rows if row["calls"]}
+    asked = [row for row in distinct(questions) if question(row) not in known] + distinct(repeats)
+    return {key: total(asked, key) for key in ("calls", "cost")}
 
 
 def _cards(run_cards: Partitions, systems: Iterable[System]) -> dict[System, Row]:

@@ -45,10 +45,13 @@ def another_seed(settings: JudgeParameters) -> JudgeParameters:
 
 
 def drawn_again(pairs: Sequence[Row], settings: JudgeParameters) -> list[Comparison]:
-    """The pairs that are judged a second time."""
+    """The pairs that are judged a second time, drawn by a hash of their names."""
     told_apart = [pair for pair in pairs if pair["answer_a"] != pair["answer_b"]]
-    drawn = sorted(told_apart, key=lambda pair: digest(pair["system_a"], pair["system_b"], pair["prompt_id"]))
-    return compared(drawn[: settings.repeats])
+    by_name = sorted(told_apart, key=lambda pair: digest(pair["system_a"], pair["system_b"], pair["prompt_id"]))
+    drawn: dict[tuple[str, ...], Row] = {}
+    for pair in by_name:  # the same texts of two runs are one question
+        drawn.setdefault((pair["prompt"], *sorted((pair["answer_a"], pair["answer_b"]))), pair)
+    return compared(list(drawn.values())[: settings.repeats])
 
 
 def labelled_by_people(settings: JudgeParameters) -> list[tuple[Comparison, Label]]:

@@ -4,6 +4,7 @@ import importlib.metadata
 import logging
 import platform
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from gemma_alignment.config import build
@@ -11,6 +12,7 @@ from gemma_alignment.parameters.reporting import ProtocolParameters, ReportingPa
 
 if TYPE_CHECKING:
     from gemma_alignment.report.plotting import Figure
+    from gemma_alignment.report.runs import Run, RunKey
     from gemma_alignment.report.win_rates import Outcomes
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,7 @@ def compare(
     judge_card: Mapping[str, Any],
     eval_scores: Iterable[Mapping[str, Any]],
     prompts_eval: Iterable[Mapping[str, Any]],
+    row_counts: Mapping[str, Any],
     protocol: Mapping[str, Any],
     reporting: Mapping[str, Any],
     *finished: object,
@@ -53,6 +56,7 @@ def compare(
         judge_card: what is known of the judge itself.
         eval_scores: what the reward model says of each held-out pair.
         prompts_eval: the held-out prompts, with their source where the data names it.
+        row_counts: how many preference rows there were, of which kind.
         protocol: section ``protocol``.
         reporting: section ``reporting``.
         finished: datasets that only had to be there first.
@@ -66,14 +70,20 @@ def compare(
 
     from gemma_alignment.report.comparison import Study, compare_study
     from gemma_alignment.report.conclusions import study_metrics
+    from gemma_alignment.report.outdated import sentence
     from gemma_alignment.report.runs import collect_runs
 
     runs = collect_runs(histories, timings, responses, run_cards)
     generator = np.random.default_rng(settings.bootstrap_seed)
-    outcomes, read = _outcomes(judgements), (list(eval_scores), list(prompts_eval))
-    study = Study(runs, outcomes, fixed, settings.bootstrap_draws, generator, *read)
+    outcomes, outdated = _outcomes(judgements, runs)
+    study = Study(
+        runs, outcomes, fixed, settings.bootstrap_draws, generator, list(eval_scores), list(prompts_eval),
+        settings.bootstrap_seed, row_counts, outdated,
+    )  # fmt: skip
     comparison = compare_study(study, judge_card, _versions())
     verdict = comparison["verdict"]
+    if said := sentence(outdated):
+        logger.warning("%s.", said)
     logger.info("%s v %s: %s.", fixed.method_a.upper(), fixed.method_b.upper(), verdict["phrase"])
     return comparison, study_metrics(comparison)
 
@@ -101,7 +111,7 @@ def render_report(
     from gemma_alignment.report.runs import collect_runs
 
     runs = collect_runs(histories, timings, responses, {})
-    return render(comparison, runs, settings, _outcomes(judgements))
+    return render(comparison, runs, settings, _outcomes(judgements, runs)[0])
 
 
 def draw_figures(
@@ -137,11 +147,19 @@ def _plotly(drawn: "Sequence[Figure]", name: str) -> Any:
     return Plot() if found is None else Plot(found.spec).update_layout(title=found.title, margin={"t": 60})
 
 
-def _outcomes(judgements: Iterable[Mapping[str, Any]]) -> "Outcomes":
-    """(system a, system b, prompt) -> what both orders together say of system a."""
+def _outcomes(
+    judgements: Iterable[Mapping[str, Any]], runs: "Mapping[RunKey, Run]"
+) -> "tuple[Outcomes, dict[str, Any]]":
+    """(system a, system b, prompt) -> what both orders together say of system a; and the verdicts on other answers."""
+    from gemma_alignment.judging.current import current_verdicts
     from gemma_alignment.judging.pairing import resolve, verdicts_by_pair
 
-    return {pair: resolve(*both) for pair, both in verdicts_by_pair(list(judgements)).items()}
+    answers = {
+        key.name: {str(row["prompt_id"]): (str(row["prompt"]), str(row["response"])) for row in run.responses}
+        for key, run in runs.items()
+    }
+    kept, outdated = current_verdicts(list(judgements), answers)
+    return {pair: resolve(*both) for pair, both in verdicts_by_pair(kept).items()}, asdict(outdated)
 
 
 def _versions() -> dict[str, str]:

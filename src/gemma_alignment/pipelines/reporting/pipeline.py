@@ -26,6 +26,7 @@ def create_pipeline(finished: Sequence[str] = ()) -> Pipeline:
                 "judge_card",
                 "reward_model.eval_scores",
                 "prompts_eval",
+                "row_counts",
                 "params:protocol",
                 "params:reporting",
                 *finished,

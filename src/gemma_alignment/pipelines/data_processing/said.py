@@ -1,0 +1,64 @@
+"""What is said of the rows of a source: counts, reasons, warnings."""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from gemma_alignment.pipelines.data_processing.rows import OTHER_PROMPT
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+MANY = 0.2
+"""Share of rejected rows from which on a warning says what sets the limits."""
+
+
+def counts_of(good: list[Row], bad: list[Row]) -> dict[str, int]:
+    """What is logged of the rows, by metric."""
+    return {
+        "data/rows_kept": len(good),
+        "data/rows_rejected": len(bad),
+        "data/other_prompt": sum(item["reason"].endswith(OTHER_PROMPT) for item in bad),
+        "data/equal_scores": sum(row["score_chosen"] == row["score_rejected"] for row in good),
+        "data/reversed_scores": sum(row["score_chosen"] < row["score_rejected"] for row in good),
+    }
+
+
+def reasons_of(bad: list[Row]) -> list[str]:
+    """How many rows were rejected for which reason, the commonest first."""
+    counts = Counter(re.sub(r"[0-9]+(\.[0-9]+)?", "N", item["reason"]) for item in bad)
+    return [f"  {count:6d}  {kind}" for kind, count in counts.most_common()]
+
+
+def too_few(good: list[Row], bad: list[Row], least: int) -> str:
+    """Why a run stops when fewer than ``least`` rows can be used, and what may be done."""
+    return "\n".join(
+        [
+            f"Only {len(good)} preference rows are usable, but preferences.min_rows is {least}.",
+            f"{len(bad)} rows were rejected:", *reasons_of(bad),
+            "Mend the source, raise preferences.max_prompt_tokens or max_response_tokens, or lower min_rows.",
+        ]
+    )  # fmt: skip
+
+
+def log_counts(counts: Mapping[str, int], bad: list[Row]) -> None:
+    """Say how many rows are kept and why the others are not; warn of many, and of scores that contradict the label."""
+    kept, rejected = counts["data/rows_kept"], counts["data/rows_rejected"]
+    equal, turned = counts["data/equal_scores"], counts["data/reversed_scores"]
+    logger.info(
+        "%s", "\n".join([f"{kept} rows kept ({equal} with equal scores), {rejected} rejected", *reasons_of(bad)])
+    )
+    if turned:
+        logger.warning(
+            "%d kept rows give the rejected answer the higher score. They stay: `chosen` is the label that the reward "
+            "model learns. Where the scores are right, leave these rows out of the source",
+            turned,
+        )
+    if rejected > MANY * (kept + rejected):
+        logger.warning(
+            "More than %.0f%% of the rows are rejected. Where they are too long: preferences.max_prompt_tokens, "
+            "preferences.max_response_tokens, tokenizer.vocabulary_size (a larger one makes shorter texts) and "
+            "tiny_model.max_positions set the limits", 100 * MANY,
+        )  # fmt: skip
