@@ -87,7 +87,6 @@ def compare_study(study: Study, judge: Mapping[str, Any], versions: Mapping[str,
         "schema_version": SCHEMA_VERSION,
         "protocol": {**asdict(protocol), "fingerprint": fingerprint(protocol)},
         "runs": [_run_row(r, left_out.get(k)) for k, r in study.runs.items() if k.seed is not None],
-        "configuration": configuration(used, judge),
         "equal": equality_checks(used, protocol, _preparation(study.runs)),
         "metrics": metrics,
         "win_rates": rates,
@@ -108,6 +107,8 @@ def compare_study(study: Study, judge: Mapping[str, Any], versions: Mapping[str,
         "sft": _last_row(study.runs.get(RunKey(SFT, None)), f"{SFT}/"),
         "versions": dict(versions),
     }
+    draws = {"bootstrap_draws": study.draws, "bootstrap_seed": study.bootstrap_seed}
+    comparison["configuration"] = configuration(study.runs, used, comparison["judge"], draws)
     comparison["robust"] = robust_blocks(metrics, protocol, study.generator)
     comparison["seeds"] = seeds_block(metrics, _least_seeds(by_family), protocol)
     comparison["verdict"] = verdict_block(comparison, protocol)
