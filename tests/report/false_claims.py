@@ -15,9 +15,10 @@ from gemma_alignment.config import build
 from gemma_alignment.parameters.reporting import ProtocolParameters
 from gemma_alignment.report.comparison import Study, compare_study
 from gemma_alignment.report.conclusions import verdict_block
+from gemma_alignment.report.formatting import name_of
 from gemma_alignment.report.runs import SFT, Run, RunKey
 from gemma_alignment.report.verdict import CLAIMS
-from gemma_alignment.report.wording import reading
+from gemma_alignment.report.wording import effect_sentence, reading
 
 PROMPTS = 100
 PROMPT_SD = 0.25
@@ -33,7 +34,7 @@ QUANTITIES = {
 SEED_SDS = (0.0, 0.03, 0.08)
 REPEATS = 2_000
 HEADING = "## One arm against itself\n"
-KINDS = ("headline", "headline, not judged", "any reading of the secondary family")
+KINDS = ("headline", "headline, not judged", "sentence about d", "any reading of the secondary family")
 
 
 def false_claims(repeats: int, seed_sd: float) -> Counter[str]:
@@ -50,11 +51,17 @@ def false_claims(repeats: int, seed_sd: float) -> Counter[str]:
         not_judged = verdict_block({**judged, "win_rates": {}}, protocol)
         found["headline"] += judged["verdict"]["word"] in CLAIMS
         found["headline, not judged"] += not_judged["word"] in CLAIMS
+        found["sentence about d"] += claims_a_side(effect_sentence(judged))
         secondary = [block for block in judged["metrics"].values() if block["role"] == "secondary"]
         assert len(secondary) == len(PROTOCOL["secondary_metrics"])
         said = [reading(block, judged["protocol"]) for block in secondary]
         found["any reading of the secondary family"] += any(not one.startswith("not ") for one in said)
     return found
+
+
+def claims_a_side(sentence: str) -> bool:
+    """Whether the sentence about d puts one method, and that one alone, above the other."""
+    return sum(f"{name_of(method)} higher" in sentence for method in METHODS) == 1
 
 
 def _study(rng, seed_sd):
@@ -94,8 +101,9 @@ def section(counts: dict[float, Counter[str]]) -> str:
     text = f"""{HEADING}
 {REPEATS:,} simulated studies each of two methods that are one: 3 seeds, {PROMPTS} prompts, a fifth of the comparisons
 ties, prompts that differ with a standard deviation of {PROMPT_SD} and seeds with the one named. Every study is
-compared as a whole; a claim is a headline of "better", or a reading of the secondary family that says anything but
-"not resolved". At a level of 5% the lower end of the exact 95% interval must not lie above 0.05. Held by
+compared as a whole; a claim is a headline of "better", a sentence about d that puts one side above the other at both
+ends of its interval, or a reading of the secondary family that says anything but "not resolved". At a level of 5%
+the lower end of the exact 95% interval must not lie above 0.05. Held by
 `pytest -m slow tests/report/test_false_claims.py`, written by `python tests/report/false_claims.py docs/coverage.md`.
 
 | seed sd | false claim | studies | rate | exact 95% interval |

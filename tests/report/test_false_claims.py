@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
-from false_claims import HEADING, KINDS, REPEATS, SEED_SDS, exact_interval, false_claims, section
+from false_claims import HEADING, KINDS, REPEATS, SEED_SDS, claims_a_side, exact_interval, false_claims, section
+
+from gemma_alignment.report.wording import effect_sentence
 
 ALPHA = 0.05
 DOCUMENT = Path(__file__).parents[2] / "docs" / "coverage.md"
@@ -26,6 +28,15 @@ def documented() -> dict[float, dict[str, int]]:
 
 def test_an_arm_is_hardly_ever_better_than_itself() -> None:
     check(false_claims(40, 0.03), 40)
+
+
+def test_a_sentence_about_d_claims_where_it_names_one_side_alone(made) -> None:
+    _, comparison = made()
+    start = "Cohen’s d of the reward-model score is 2.00"
+    assert claims_a_side(f"{start} [0.30, 4.00]: from small and PPO higher to large and PPO higher.")
+    assert not claims_a_side(f"{start} [-0.30, 4.00]: from small and GRPO higher to large and PPO higher.")
+    assert not claims_a_side(f"{start} [0.30, 4.00]: not resolved after Holm.")
+    assert claims_a_side(effect_sentence(comparison)) == (comparison["metrics"]["eval/score_mean"]["holm_p"] < ALPHA)
 
 
 def test_a_report_that_claims_too_often_would_be_seen() -> None:
