@@ -4,7 +4,18 @@ import pytest
 
 from gemma_alignment.report.cautions import cautions
 
+
+def at_equal(axis, label, low, estimate, high):
+    return {"axis": axis, "label": label, "difference": {"low": low, "estimate": estimate, "high": high}}
+
+
 SOUND = {
+    "verdict": {"word": "better"},
+    "protocol": {"method_a": "ppo", "method_b": "grpo"},
+    "matched": {"eval/score_mean": [
+        at_equal("budget/responses", "Responses sampled", 0.1, 0.2, 0.3),
+        at_equal("memory/peak_mb", "Memory", None, None, None),
+    ]},
     "judge": {"outdated": {"verdicts": 0, "beside": 0, "of": 90, "systems": []}},
     "reward_model": {
         "reward_model/accuracy": 0.8, "reward_model/accuracy_low": 0.75, "reward_model/accuracy_high": 0.84,
@@ -17,7 +28,19 @@ SOUND = {
 
 def test_nothing_is_said_of_a_sound_study_or_of_what_is_not_known():
     assert cautions(SOUND) == []
-    assert cautions({"judge": {"outdated": {}}, "reward_model": {}, "sft": {}, "baseline": {}, "metrics": {}}) == []
+    assert (
+        cautions(
+            {
+                "verdict": {"word": "not estimable"},
+                "judge": {"outdated": {}},
+                "reward_model": {},
+                "sft": {},
+                "baseline": {},
+                "metrics": {},
+            }
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -36,3 +59,29 @@ def test_nothing_is_said_of_a_sound_study_or_of_what_is_not_known():
 def test_one_sentence_for_each_weakness(part, change, said):
     (sentence,) = cautions({**SOUND, part: {**SOUND[part], **change}})
     assert said in sentence
+
+
+TURNED = [
+    at_equal("iteration", "Iteration", 0.1, 0.2, 0.3),
+    at_equal("budget/flops", "Floating-point operations", -0.3, -0.2, -0.1),
+    at_equal("eval/kl_to_reference", "KL to the SFT model, nats per response", -0.3, -0.1, 0.1),
+]
+
+
+@pytest.mark.parametrize(("word", "side", "other"), [("better", 1, "GRPO"), ("worse", -1, "PPO")])
+def test_a_verdict_that_another_equal_budget_would_turn_round_says_so(word, side, other):
+    """The same curve read at equal operations may name the other method."""
+    blocks = [
+        {**one, "difference": {"estimate": side * one["difference"]["estimate"],
+                               "low": min(side * one["difference"]["low"], side * one["difference"]["high"]),
+                               "high": max(side * one["difference"]["low"], side * one["difference"]["high"])}}
+        for one in TURNED
+    ]  # fmt: skip
+    study = {**SOUND, "verdict": {"word": word}, "matched": {"eval/score_mean": blocks}}
+    (sentence,) = cautions(study)
+    assert f"At equal floating-point operations or KL {other} has the higher reward-model score" in sentence
+    assert "leaves out 0 at equal floating-point operations;" in sentence
+    (open_,) = cautions({**study, "matched": {"eval/score_mean": blocks[::2]}})
+    assert "At equal KL" in open_ and "no interval leaves out 0" in open_
+    assert cautions({**study, "verdict": {"word": "not resolved"}}) == []
+    assert cautions({**study, "matched": {"eval/score_mean": blocks[:1]}}) == []

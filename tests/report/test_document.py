@@ -169,7 +169,8 @@ def test_what_does_not_exist_does_not_appear(page):
     assert "Not judged" in words
     assert "kedro run --pipeline=evaluation --params judge.kind=openai" in words
     assert "sign test" not in words
-    assert "Nothing was judged, so the primary outcome" in words
+    assert "The answers were not judged, so the primary outcome" in words
+    assert "for new training runs on these prompts, not for new prompts" in words
     assert "Other runs" not in words
 
 

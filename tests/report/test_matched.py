@@ -83,8 +83,8 @@ def test_no_mean_and_no_difference_of_the_seeds_that_happen_to_be_there():
         assert memory["reason"].endswith("ppo/seed=1")
     comparison = {"protocol": PROTOCOL, "matched": {"eval/score_mean": [memory]}}
     text = str(tables(comparison))
-    assert "1 of 2 seeds; seed 2: " in text
-    assert "2 seeds, iteration " in text
+    assert "<small>1 of 2 seeds</small><small>seed 2: " in text
+    assert "<small>2 seeds</small><small>iteration " in text
 
 
 def test_what_some_run_did_not_record_is_not_compared():

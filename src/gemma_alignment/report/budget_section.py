@@ -85,10 +85,9 @@ def _table(label: str, blocks: list[Block], comparison: Block) -> Html:
 
 def _row(block: Block, a: str, b: str) -> list[Content]:
     difference, effect = block["difference"], block["cohens_d"]
-    level = block["level"]
     return [
         join([block["label"], h("small", block["reason"]) if block["reason"] else None]),
-        number(level, 0 if level >= 100 else 2),
+        _level(block["level"]),
         _arm(block, a),
         _arm(block, b),
         _interval(signed(difference["estimate"]), bounds(difference["low"], difference["high"]), difference["reason"]),
@@ -97,17 +96,23 @@ def _row(block: Block, a: str, b: str) -> list[Content]:
 
 
 def _arm(block: Block, family: str) -> Html:
-    """The mean where every seed was read, else which seeds were."""
+    """The mean where every seed was read, else the seeds that were."""
     iterations, values, n = block["iterations"][family], block["per_seed"][family], block["n"][family]
     if len(values) < n:
-        seeds = ", ".join(f"seed {seed}: {number(value)}" for seed, value in values.items())
-        return join([h("span", NONE), h("small", f"{len(values)} of {n} seeds{'; ' if seeds else ''}{seeds}")])
-    return join(
-        [
-            h("b", number(block["mean"][family])),
-            h("small", f"{n} seeds, iteration " + " · ".join(number(i, 0) for i in iterations.values())),
-        ]
-    )
+        seeds = [h("small", f"seed {seed}: {number(value)}") for seed, value in values.items()]
+        return join([h("span", NONE), h("small", f"{len(values)} of {n} seeds"), *seeds])
+    read = "iteration " + " · ".join(number(i, 0) for i in iterations.values())
+    return join([h("b", number(block["mean"][family])), h("small", f"{n} seeds"), h("small", read)])
+
+
+def _level(level: float) -> str:
+    if level >= _LARGE:
+        return f"{number(level / 1e12, 2)} · 10¹²"
+    return number(level, 0 if level >= 100 or level == int(level) else 2)
+
+
+_LARGE = 1e9
+"""From here on a number is shown as a multiple of 10¹²."""
 
 
 def _interval(value: str, interval: str, reason: str | None) -> Html:

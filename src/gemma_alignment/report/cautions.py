@@ -1,9 +1,11 @@
 """What takes the ground from under a comparison, said beside its verdict."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemma_alignment.report.formatting import name_of, number, percent, percent_bounds
+from gemma_alignment.report.matched import KL
+from gemma_alignment.report.metrics import METRICS
 from gemma_alignment.report.outdated import sentence
 
 Block = Mapping[str, Any]
@@ -11,14 +13,45 @@ QUALITY = "eval/gold_mean"
 
 
 def cautions(comparison: Block) -> list[str]:
-    """One sentence for each: verdicts on other answers, a reward model at chance, an SFT that did not learn, a fall."""
+    """One sentence for each: verdicts on other answers, a verdict that turns round at another equal budget, a reward
+    model at chance, an SFT that did not learn, a quality that fell."""
     outdated = sentence(comparison["judge"]["outdated"])
     return [
         *([f"{outdated}."] if outdated else []),
+        *_budgets(comparison),
         *_reward_model(comparison["reward_model"]),
         *_sft(comparison["sft"]),
         *_quality(comparison),
     ]
+
+
+def _budgets(comparison: Block) -> list[str]:
+    """Where a verdict would turn round if the two methods were read at another equal budget."""
+    sides = {"better": 1, "worse": -1}
+    side = sides.get(comparison["verdict"]["word"])
+    if side is None:
+        return []
+    protocol, said = comparison["protocol"], []
+    other = name_of(protocol["method_b"] if side > 0 else protocol["method_a"])
+    for metric, blocks in comparison["matched"].items():
+        turned = [b for b in blocks if (estimate := b["difference"]["estimate"]) is not None and side * estimate < 0]
+        beyond = [b for b in turned if b["difference"]["low"] is not None and _is_beyond(b["difference"], side)]
+        if turned:
+            known = f"the interval leaves out 0 at equal {_listed(beyond)}" if beyond else "no interval leaves out 0"
+            said.append(
+                f"The verdict is read at equal iterations and responses. At equal {_listed(turned)} {other} has the "
+                f"higher {METRICS[metric].label.lower()} ({known}; described, not tested): see “At equal budgets”."
+            )
+    return said
+
+
+def _is_beyond(difference: Block, side: int) -> bool:
+    return bool(difference["high"] < 0 if side > 0 else difference["low"] > 0)
+
+
+def _listed(blocks: Sequence[Block]) -> str:
+    names = [block["label"][:1].lower() + block["label"][1:] if block["axis"] != KL else "KL" for block in blocks]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _reward_model(found: Block) -> list[str]:

@@ -48,7 +48,7 @@ METRICS = {
         Metric("win_rate_against_sft", "Win rate against SFT", "share", "judge", True),
         Metric("eval/score_mean", "Reward-model score", SD, "history", True),
         Metric("eval/gold_mean", "True quality (gold score)", "points", "history", True),
-        Metric("eval/kl_to_reference", "KL to the SFT model", "nats per response", "history", False),
+        Metric("eval/kl_to_reference", "KL to the SFT model", "nats per response", "history", None),
         Metric("eval/response_length", "Response length", "tokens", "history", None, 1),
         Metric("eval/perplexity", "Perplexity of held-out chosen responses", "", "history", False),
         Metric(

@@ -19,7 +19,8 @@ def tables(comparison: Block) -> Html | None:
     return join(
         [
             _summary(card),
-            table(_ACCURACY, [_group(one) for one in (*card["by_length"], *card["by_written_margin"])]),
+            table(_ACCURACY, map(_group, card["by_length"])),
+            table(_BY_SCORE, map(_group, card["by_written_margin"])),
             details("By source", table(_ACCURACY, map(_group, card["by_source"]))) if card["by_source"] else None,
             _second_judge(card["genrm"]) if card["genrm"] else None,
             _past_the_best(comparison["overoptimization"]),
@@ -27,11 +28,9 @@ def tables(comparison: Block) -> Html | None:
     )
 
 
-_ACCURACY = (
-    Column("Held-out pairs", title="quarters of the difference of the written scores, within a source"),
-    Column("pairs", True),
-    Column("prefers the chosen answer", True, "Wilson interval"),
-)
+_NUMBERS = (Column("pairs", True), Column("prefers the chosen answer", True, "Wilson interval"))
+_ACCURACY = (Column("Held-out pairs"), *_NUMBERS)
+_BY_SCORE = (Column("By the difference of their written scores", title="quarters within a source"), *_NUMBERS)
 
 
 def _group(one: Block) -> list[Content]:
@@ -60,7 +59,11 @@ def _summary(card: Block) -> Html:
     if gold:
         rows += [
             ("Prefers the truly better answer", _of(gold["model"]), f"{gold['pairs']} pairs of unequal gold"),
-            ("the data’s label does", _of(gold["written"]), "agreement of the noise-free order with the noisy labels"),
+            (
+                "the data’s label does",
+                _of(gold["written"]),
+                "agreement of noise-free gold order and noisy labels",
+            ),
             ("Score and true quality, ρ", _estimate(gold["spearman"]), "over all answers"),
         ]
     columns = [Column("Reward model, held-out pairs"), Column("value", True), Column("of")]

@@ -27,13 +27,13 @@ def headline(verdict: Block, protocol: Block) -> str:
     if verdict["word"] == "not estimable":
         runs = "one seed" if verdict["n"] == 1 else "these runs"
         return f"Whether {a} or {b} is better cannot be estimated from {runs}."
+    # Seeds alone carry what is not judged, and the reward model is what both were trained for.
+    said_by = "" if verdict["primary"] else "By the reward model’s own score on these held-out prompts, "
     if verdict["word"] == "equivalent":
-        return f"{a} and {b} are equivalent within the margin."
+        return f"{said_by}{a} and {b} are equivalent within the margin."
     if verdict["word"] == "worse":  # say who is ahead
         a, b, phrase = b, a, phrase.replace("worse", "better").replace("lower", "higher")
-    if not verdict["primary"]:
-        return f"By the reward model’s own score, {a} is {_than(phrase, b)}."
-    return f"{a} is {_than(phrase, b)}."
+    return f"{said_by}{a} is {_than(phrase, b)}."
 
 
 def _than(phrase: str, other: str) -> str:
@@ -65,11 +65,12 @@ def evidence(comparison: Block) -> str:
             f"{percent(0.5 - margin, digits)} to {percent(0.5 + margin, digits)} is none that matters."
         )
     metric = comparison["metrics"][verdict["metric"]]
+    as_they_are = " as they are" if comparison["judge"]["outdated"].get("verdicts") else ""
     return (
-        f"Nothing was judged, so the primary outcome, the head-to-head win rate, is open. "
+        f"The answers were not judged{as_they_are}, so the primary outcome, the head-to-head win rate, is open. "
         f"{metric['label']}, {a} − {b}: {signed(verdict['estimate'])} "
         f"{bounds(verdict['low'], verdict['high'])} ({_count(verdict['n'], 'seed')} a method; margin "
-        f"{number(verdict['margin'], 2)})."
+        f"{number(verdict['margin'], 2)}). The interval is for new training runs on these prompts, not for new prompts."
     )
 
 
