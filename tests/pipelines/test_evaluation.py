@@ -300,7 +300,10 @@ def test_the_pipeline_through_the_real_catalog(world, sections, monkeypatch):
     described = json.loads(first["judge_card.json"])
     assert described["kind"] == "rubric"
     assert described["judgements"] == len(made)
-    assert described["identical_answers"] == 2 * prompts
+    assert described["identical_answers"] == prompts  # GRPO against SFT
+    assert described["pairs"] == 2 * prompts
+    assert described["distinct_pairs"] == prompts  # PPO met the same answers twice
+    assert described["questions"] == described["calls"] == 2 * prompts
     assert described["consistency"] > 0.7
     agreement = described["kappa_between_orders"]
     assert agreement["agreement"] == pytest.approx(described["consistency"])
@@ -308,6 +311,10 @@ def test_the_pipeline_through_the_real_catalog(world, sections, monkeypatch):
     assert described["unparsed"] == described["cost"] == described["missing_pairs"] == 0
     assert described["control_strings"] == {"grpo/seed=42": 0, "ppo/seed=42": 0, "sft": 0}
     repeat = described["repeat"]
+    asked_again = [json.loads(line) for line in first["repeat_judgements.jsonl"].splitlines()]
+    assert len({row["content_key"] for row in asked_again}) == len(asked_again)  # no question is drawn twice
+    # 20 of each of six sorts in two orders, "same" in one, and the repeats: some have the texts of PPO's own pairs
+    assert 80 + 20 * 9 <= described["about_the_judge"]["calls"] <= 80 + 20 * 11
     assert repeat["asked"] == repeat["n"] == 80
     assert 0.6 < repeat["agreement"] < 1.0  # other noise
     assert described["people"]["asked"] == 0
