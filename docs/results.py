@@ -47,6 +47,7 @@ def written(data, machine):
     versions = f"Python {comparison['versions']['python']}, torch {comparison['versions']['torch']}"
     lines = [
         f"**{wording.headline(comparison['verdict'], protocol)}** {wording.evidence(comparison)}",
+        *(text for one in comparison["cautions"] for text in ("", f"*Caution:* {one}")),
         "",
         f"| mean of {seeds} seed{'s' if seeds != 1 else ''} | {name_of(a)} | {name_of(b)} | difference, 95% interval "
         "| Cohen’s d, 95% interval |",

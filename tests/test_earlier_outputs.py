@@ -48,6 +48,8 @@ def test_other_recorded_verdicts_are_another_evaluation(prepared):
     file.write_text(REPLY)
     given = {"judge.kind": "recorded", "judge.recorded_path": str(file)}
     prepared.run("evaluation", **{key.replace(".", "__"): value for key, value in given.items()})
+    record = json.loads((prepared.data / "07_model_output" / "evaluation" / "run.json").read_text())
+    assert record["fingerprints"]["recorded"] == hashlib.sha256(REPLY.encode()).hexdigest()  # whatever the file's name
     plan = Plan(("grpo",), (42,), given, "test")
     opened = Opened.open(prepared.root, plan)
     assert opened.is_done(Run(("evaluation",), given, "test"))

@@ -35,12 +35,17 @@ def digest(*paths: Path) -> str:
     total = hashlib.sha256()
     for path in paths:
         for name, file in _files(path):
-            content = hashlib.sha256()
-            with file.open("rb") as stream:
-                while block := stream.read(CHUNK):
-                    content.update(block)
-            total.update(f"{name}\0{content.hexdigest()}\n".encode())
+            total.update(f"{name}\0{digest_of_bytes(file)}\n".encode())
     return total.hexdigest()
+
+
+def digest_of_bytes(file: Path) -> str:
+    """SHA-256 of a file, whatever its name."""
+    content = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(CHUNK):
+            content.update(block)
+    return content.hexdigest()
 
 
 def _files(path: Path) -> Iterator[tuple[str, Path]]:

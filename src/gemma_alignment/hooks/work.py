@@ -13,7 +13,7 @@ from kedro.pipeline.node import Node
 from gemma_alignment.datasets.atomic import discard
 from gemma_alignment.datasets.checkpoint_store import CHECKPOINTS, saved
 from gemma_alignment.errors import UserError
-from gemma_alignment.fingerprints import Record, Status, differences, digest, digest_of, refuse
+from gemma_alignment.fingerprints import Record, Status, differences, digest, digest_of, digest_of_bytes, refuse
 from gemma_alignment.hooks.checks import free_inputs, path_of
 from gemma_alignment.hooks.feasible import check_budget, check_device
 from gemma_alignment.hooks.given import JUDGE, SOURCE, check_judge, check_source, files_given
@@ -240,7 +240,7 @@ class Work:
             names = ("history.jsonl", "responses.jsonl")
             found["runs"] = digest(*sorted(path for name in names for path in self.directory.parent.rglob(name)))
         given = files_given(read, self.parameters)
-        return found | {label: digest(file) for label, file in given.items() if file.is_file()}
+        return found | {label: digest_of_bytes(file) for label, file in given.items() if file.is_file()}
 
     def wrote(self, name: str, catalog: Any) -> None:
         """Learn that a dataset was saved: what only memory holds changes nothing."""
