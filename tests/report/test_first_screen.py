@@ -6,7 +6,7 @@ from fake_study import fake_study
 from gemma_alignment.parameters.reporting import ProtocolParameters
 from gemma_alignment.pipelines.reporting.nodes import compare
 from gemma_alignment.report.conclusions import verdict_block, widest
-from gemma_alignment.report.wording import effect_sentence
+from gemma_alignment.report.wording import effect_sentence, headline
 
 
 @pytest.fixture
@@ -32,6 +32,18 @@ def test_a_headline_from_the_score_needs_what_its_table_needs(unjudged):
     comparison, protocol = unjudged
     assert verdict_block(with_holm(comparison, 0.01), protocol)["word"] in ("better", "worse")
     assert verdict_block(with_holm(comparison, 0.20), protocol)["word"] == "not resolved"
+
+
+@pytest.mark.parametrize(("word", "phrase"), [
+    ("better", "better by more than the margin"), ("worse", "worse by more than the margin"),
+    ("equivalent", "equivalent within the margin"),
+])  # fmt: skip
+def test_what_is_not_judged_speaks_of_the_score_and_of_these_prompts_alone(word, phrase):
+    """Its interval is over seeds: nothing stands for new prompts, and no judge for what the score means."""
+    protocol = {"method_a": "ppo", "method_b": "grpo"}
+    verdict = {"word": word, "phrase": phrase, "n": 3, "primary": False}
+    assert headline(verdict, protocol).startswith("By the reward model’s own score on these held-out prompts, ")
+    assert "prompts" not in headline({**verdict, "primary": True}, protocol)
 
 
 def test_seeds_of_one_and_the_same_rate_say_nothing_of_new_seeds():
