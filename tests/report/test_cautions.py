@@ -79,9 +79,11 @@ def test_a_verdict_that_another_equal_budget_would_turn_round_says_so(word, side
     ]  # fmt: skip
     study = {**SOUND, "verdict": {"word": word}, "matched": {"eval/score_mean": blocks}}
     (sentence,) = cautions(study)
-    assert f"At equal floating-point operations or KL {other} has the higher reward-model score" in sentence
-    assert "leaves out 0 at equal floating-point operations;" in sentence
+    assert f"{other} has the higher reward-model score at equal floating-point operations or KL" in sentence
+    assert "leaves out 0 at equal floating-point operations)" in sentence
     (open_,) = cautions({**study, "matched": {"eval/score_mean": blocks[::2]}})
-    assert "At equal KL" in open_ and "no interval leaves out 0" in open_
+    assert "at equal KL (no interval leaves out 0)" in open_
+    (both,) = cautions({**study, "matched": {"eval/score_mean": blocks, "eval/gold_mean": blocks[::2]}})
+    assert ", and the higher true quality (gold score) at equal KL (no interval leaves out 0)." in both
     assert cautions({**study, "verdict": {"word": "not resolved"}}) == []
     assert cautions({**study, "matched": {"eval/score_mean": blocks[:1]}}) == []

@@ -32,7 +32,7 @@ OPERATING = CHECKPOINTS | {
     "judge.remote.prices",
 }  # fmt: skip
 """Written down a second time, so that a setting cannot slip in among them unseen."""
-WORLD = {"world.noise", "world.max_skill", "world.corrupted_share"}
+WORLD = {"world.noise", "world.max_skill", "world.corrupted_share", "world.unseen_tasks"}
 OF_THE_HUB = {"preferences.repository", "preferences.revision", "preferences.split"}
 OF_A_LANGUAGE_MODEL = {
     "judge.model", "judge.base_url", "judge.attempts", "judge.labelled_pairs", "judge.remote.temperature",

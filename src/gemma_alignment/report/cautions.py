@@ -38,11 +38,13 @@ def _budgets(comparison: Block) -> list[str]:
         beyond = [b for b in turned if b["difference"]["low"] is not None and _is_beyond(b["difference"], side)]
         if turned:
             known = f"the interval leaves out 0 at equal {_listed(beyond)}" if beyond else "no interval leaves out 0"
-            said.append(
-                f"The verdict is read at equal iterations and responses. At equal {_listed(turned)} {other} has the "
-                f"higher {METRICS[metric].label.lower()} ({known}; described, not tested): see “At equal budgets”."
-            )
-    return said
+            said.append(f"the higher {METRICS[metric].label.lower()} at equal {_listed(turned)} ({known})")
+    if not said:
+        return []
+    return [
+        f"The verdict is read at equal iterations and responses. {other} has {', and '.join(said)}. That is described, "
+        "not tested: see “At equal budgets”."
+    ]
 
 
 def _is_beyond(difference: Block, side: int) -> bool:
