@@ -31,7 +31,7 @@ def child(way: str, length: int) -> float:
     torch.set_num_threads(1)
     hold = Holding("none", "float32", 16, True, "adam", "sft_merged", "one_base", "adapter")
     model = opened(Shape(256_000, 64, 2, 4, 1, 16, 256), hold, False, torch.device("cpu"))
-    model._packs = True
+    model.packing.agrees = True
     if way == "naive":
         roles.positions_at_a_time = lambda vocabulary: 10**9
     optimizer = model.adam("policy", 1e-5)

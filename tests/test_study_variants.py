@@ -10,11 +10,12 @@ from kedro.config import OmegaConfigLoader
 from gemma_alignment.config import ConfigError
 from gemma_alignment.dotted import dotted, merged
 from gemma_alignment.errors import UserError
+from gemma_alignment.parameters.run import RunParameters
 from gemma_alignment.parameters.study import AblationParameters
 from gemma_alignment.settings import CONFIG_LOADER_ARGS
 from gemma_alignment.study.plan import Plan, Variant
 from gemma_alignment.study.project import Opened
-from gemma_alignment.study.variants import ablations, accepted, check, check_budget, sweeps
+from gemma_alignment.study.variants import ablations, accepted, check, check_budget, each_once, sweeps
 from gemma_alignment.training.methods import METHODS
 from gemma_alignment.training.methods.base import MethodSettings
 
@@ -43,7 +44,9 @@ def test_an_ablation_takes_the_values_of_the_type_but_the_configured_one(paramet
         "grpo@kl_placement-sequence_score",
         "grpo@kl_placement-none",
     ]
-    assert found[1].params == {"variant": "kl_placement-loss", "ppo.kl_placement": "loss"}
+    assert found[1].params == {
+        "variant": "kl_placement-loss", "variant_kind": "ablation", "ppo.kl_placement": "loss",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -80,7 +83,7 @@ def test_what_a_method_refuses_is_left_out_and_said(parameters):
 def test_a_sweep_does_not_double_the_configured_value(parameters):
     found = sweeps(["grpo.group_size=2,4,6,8"], BOTH, parameters)
     assert names(found) == ["grpo@group_size-2", "grpo@group_size-4", "grpo@group_size-8"]
-    assert found[0].params == {"variant": "group_size-2", "grpo.group_size": 2}
+    assert found[0].params == {"variant": "group_size-2", "variant_kind": "sweep", "grpo.group_size": 2}
     for variant in found:
         check(variant, parameters)
 
@@ -88,7 +91,9 @@ def test_a_sweep_does_not_double_the_configured_value(parameters):
 def test_what_an_arm_starts_from_can_be_ablated_and_how_its_models_are_held_cannot(parameters):
     found = ablations(["rl_base"], BOTH, parameters)
     assert names(found) == ["ppo@rl_base-sft_adapter", "grpo@rl_base-sft_adapter"]
-    assert found[1].params == {"variant": "rl_base-sft_adapter", "modeling.rl_base": "sft_adapter"}
+    assert found[1].params == {
+        "variant": "rl_base-sft_adapter", "variant_kind": "ablation", "modeling.rl_base": "sft_adapter",
+    }  # fmt: skip
     assert accepted(found, parameters) == (found, [])
     assert names(sweeps(["modeling.sharing=one_base,separate_copies"], ["grpo"], parameters)) == [
         "grpo@sharing-separate_copies"
@@ -97,6 +102,22 @@ def test_what_an_arm_starts_from_can_be_ablated_and_how_its_models_are_held_cann
         sweeps(["modeling.quantization=nf4"], BOTH, parameters)
     with pytest.raises(UserError, match="unknown parameter quantization"):
         ablations(["quantization"], BOTH, parameters)
+
+
+def test_what_is_asked_for_twice_runs_once_and_as_both(parameters):
+    ablated = ablations(["update_epochs"], ["grpo"], parameters)
+    swept = sweeps(["grpo.update_epochs=2,8", "grpo.update_epochs=8,16"], ["grpo"], parameters)
+    found = each_once([*ablated, *swept])
+    assert {one.name: one.kind for one in found} == {
+        "update_epochs-2": "ablation+sweep", "update_epochs-4": "ablation", "update_epochs-8": "sweep",
+        "update_epochs-16": "sweep",
+    }  # fmt: skip
+    assert len({one.name for one in found}) == len(found)
+
+
+def test_a_kind_needs_a_variant():
+    with pytest.raises(ValueError, match="but there is no variant: give variant=NAME too"):
+        RunParameters(1, 1, "data", "", "sweep", "grpo", False, False)
 
 
 def test_several_sweeps_and_a_parameter_that_methods_share(parameters):
@@ -231,6 +252,7 @@ def test_an_ablation_runs_beside_the_baseline_and_leaves_it_as_it_is(project):
     code, said = project.command("kedro", "study", *words, "--workers=2")
     assert code == 0, said
     assert (output / "grpo/seed=1/run.json").read_bytes() == baseline, "finished: reused"
+    assert project.record("grpo@clip_epsilon_high-0.28/seed=2").variant_kind == "ablation"
     assert project.record("grpo/seed=2").status == "finished", "missing: run too"
     assert sorted(path.name for path in output.glob("grpo*")) == ["grpo", "grpo@clip_epsilon_high-0.28"]
     for seed in (1, 2):
@@ -254,6 +276,20 @@ def test_an_ablation_runs_beside_the_baseline_and_leaves_it_as_it_is(project):
     lines = {line.split()[0]: line.split()[1] for line in said.strip().splitlines()}
     assert lines["grpo@clip_epsilon_high-0.28-seed2"] == "finished"
     assert said.strip().splitlines()[-1] == "9 finished"
+
+
+@pipeline
+def test_a_reused_variant_is_labelled_with_what_it_is_asked_for_as_now(project):
+    project.run("data_processing", "sft", "reward_model")
+    project.run("grpo", seed=1, variant="group_size-3", variant_kind="ablation", grpo__group_size=3)
+    variant = Variant("grpo", "grpo.group_size", 3, "sweep")
+    opened = Opened.open(project.root, plan := Plan(("grpo",), (1,), {}, "test", (variant,)))
+    baseline, mine = plan.arms
+    assert opened.is_done(mine), "what it is for is no part of its configuration"
+    assert [opened.label(mine), opened.label(mine), opened.label(baseline)] == [True, False, False]
+    record = project.record("grpo@group_size-3/seed=1")
+    assert (record.variant_kind, record.status) == ("ablation+sweep", "finished")
+    assert opened.is_done(mine)
 
 
 @pipeline

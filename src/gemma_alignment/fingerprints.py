@@ -81,6 +81,8 @@ class Record:
     """Every parameter its nodes read: what ``configuration`` is the digest of."""
     outputs: Mapping[str, str] = field(default_factory=dict)
     """Digests of what it left, once it is over."""
+    variant_kind: str = ""
+    """What the variant was asked for as: the sections of the report that it stands in."""
     method: str | None = None
     mlflow_run_id: str | None = None
     mlflow_view: str | None = None

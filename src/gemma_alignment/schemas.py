@@ -63,6 +63,8 @@ class Experience:
     group_size: int
     prompt_ids: tuple[str, ...] = ()
     """One id a row, to name a row in an error."""
+    sampler_gap: Float[Tensor, " B"] | None = None
+    """Largest gap of a token's log-probability, sampler against training forward; None where only one was computed."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class TrainingState:
     tensors: Mapping[str, Mapping[str, Tensor]]
     """``policy`` and ``critic``: what the role trains; ``{role}_optimizer``: its moments and steps."""
     numbers: Mapping[str, Mapping[str, int | float]]
-    """``kl_controller``, ``score_normalizer``, ``old_logprobs`` and ``budget``."""
+    """``kl_controller``, ``score_normalizer``, ``old_logprobs``, ``packing`` and ``budget``; elsewhere ``packing``."""
 
 
 @dataclass(frozen=True)

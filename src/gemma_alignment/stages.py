@@ -15,6 +15,8 @@ COMPARED = ("ppo", "grpo")
 """The arms of the study's question; ``kedro run`` without a pipeline runs these."""
 CLOSING = ("evaluation", "reporting")
 """Read what the arms left; may always be done again."""
+KINDS = ("ablation", "sweep")
+"""What a variant can have been asked for as; for both, their names with a + between them."""
 STAGES = (*PREPARATION, *ARMS, *CLOSING)
 
 
@@ -26,6 +28,12 @@ def unknown_method(name: str) -> str | None:
     near = nearest(arm, ARMS)
     hint = f"did you mean {near}?" if near else f"there are {', '.join(ARMS)}"
     return f"unknown method {name}; {hint}"
+
+
+def kinds_of(*said: str | None) -> str:
+    """The kinds that any of ``said`` names, as a record holds them: ``ablation+sweep``, one of the two, or none."""
+    named = {kind for one in said for kind in (one or "").split("+")}
+    return "+".join(kind for kind in KINDS if kind in named)
 
 
 @dataclass(frozen=True)

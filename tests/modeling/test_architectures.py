@@ -175,9 +175,9 @@ def test_through_sft_and_reward_model_to_ppo_and_grpo(files, tmp_path) -> None:
     sft = base_of(directory)
     sft.add("policy")
     examples = [(prompt, chosen) for prompt, chosen, _ in pairs]
-    before = perplexity(sft, "policy", examples, chat.pad_id, 4)
+    before = perplexity(sft, "policy", examples, chat.pad_id, 4, "here")
     list(train_supervised(sft, examples, TRAINING, chat.pad_id, 1))
-    assert perplexity(sft, "policy", examples, chat.pad_id, 4) < before
+    assert perplexity(sft, "policy", examples, chat.pad_id, 4, "here") < before
     SavedModel(sft.merged("policy", torch.float32), chat.tokenizer).save_pretrained(str(tmp_path))
 
     check_sampling(sft, chat)

@@ -1,5 +1,6 @@
 """Packed rows give the padded way's states, in value and gradient, for every form of mask that models take."""
 
+import json
 import logging
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,8 @@ import torch
 import transformers
 from toy import LORA, SHAPE, chat, disturb, shared
 
-from gemma_alignment.modeling import packing
+from gemma_alignment.modeling import packing, states
+from gemma_alignment.modeling.copies import SeparateCopies
 from gemma_alignment.modeling.packing import masks_for, pack
 from gemma_alignment.modeling.roles import SharedBase
 from gemma_alignment.modeling.sequences import Sequences, sequences
@@ -98,7 +100,7 @@ def test_packed_and_padded_agree_in_value_and_gradient(
     found = []
     for packs in (True, False):
         model = base(name)
-        model._packs = packs
+        model.packing.agrees = packs
         with model.role("policy", train=True):
             logprobs, _ = model.logprobs(batch(), 1.0)
             (logprobs * torch.linspace(0.5, 2.0, logprobs.numel()).view_as(logprobs)).sum().backward()
@@ -113,7 +115,7 @@ def test_every_architecture_is_packed(name: str) -> None:
     model = base(name)
     with model.role("policy"):
         model.logprobs(batch(), 1.0)
-    assert model._packs is True
+    assert model.packing.agrees is True
 
 
 def test_a_mask_that_a_model_reads_otherwise_is_noticed(
@@ -123,13 +125,13 @@ def test_a_mask_that_a_model_reads_otherwise_is_noticed(
     config = SimpleNamespace(sliding_window=None)
     model = base("mistral")
     expected = base("mistral")
-    expected._packs = False
+    expected.packing.agrees = False
     monkeypatch.setattr(
-        "gemma_alignment.modeling.roles.masks_for", lambda _, packed, dtype: masks_for(config, packed, dtype)
+        "gemma_alignment.modeling.states.masks_for", lambda _, packed, dtype: masks_for(config, packed, dtype)
     )
     with caplog.at_level(logging.WARNING), model.role("policy"):
         found = model.logprobs(batch(), 1.0)[0]
-    assert model._packs is False
+    assert model.packing.agrees is False
     assert "padded, not packed" in caplog.text
     with expected.role("policy"):
         assert torch.equal(found, expected.logprobs(batch(), 1.0)[0])
@@ -143,7 +145,7 @@ def test_values_and_scores_are_those_of_the_padded_way() -> None:
     found = []
     for packs in (True, False):
         model = shared()
-        model._packs = packs
+        model.packing.agrees = packs
         for role in ("reward", "critic"):
             disturb(model, role)
         with model.role("reward"):
@@ -155,3 +157,68 @@ def test_values_and_scores_are_those_of_the_padded_way() -> None:
         assert model.forward_flops() == 2 * 2 * model._size * (positions - shared_prompt)
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=0)
     assert SHAPE.max_positions > rows.response_mask.shape[1]
+
+
+@pytest.mark.parametrize("column", [0, 1, 2])
+def test_a_state_that_is_wrong_in_any_column_is_noticed(column: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Column 0 is what the first response token is predicted from."""
+    real = states.packed_states
+
+    def wrong(model: Any, rows: Sequences) -> Any:
+        found, positions = real(model, rows)
+        found[1, column] += 1.0
+        return found, positions
+
+    monkeypatch.setattr(states, "packed_states", wrong)
+    model, expected = base("gemma"), base("gemma")
+    expected.packing.agrees = False
+    for one in (model, expected):
+        with one.role("policy"):
+            found = one.logprobs(batch(), 1.0)[0]
+    assert model.packing.agrees is False
+    with model.role("policy"):
+        assert torch.equal(model.logprobs(batch(), 1.0)[0], found)
+
+
+def test_what_stands_behind_a_response_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = states.packed_states
+
+    def wrong(model: Any, rows: Sequences) -> Any:
+        found, positions = real(model, rows)
+        found[1, len(ANSWERS[1]) + 1 :] += 1.0
+        return found, positions
+
+    monkeypatch.setattr(states, "packed_states", wrong)
+    model = base("gemma")
+    with model.role("policy"):
+        model.logprobs(batch(), 1.0)
+    assert model.packing.agrees is True
+
+
+@pytest.mark.parametrize("agrees", [True, False])
+def test_the_answer_is_kept_and_not_asked_again(agrees: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = base("gemma")
+    assert first.packing.state_dict() == {}
+    monkeypatch.setattr(states, "_agrees", lambda *args: agrees)
+    with first.role("policy"):
+        expected = first.logprobs(batch(), 1.0)[0]
+    monkeypatch.setattr(states, "_agrees", lambda *args: not agrees)
+    again = base("gemma")
+    again.packing.load_state_dict(json.loads(json.dumps(first.packing.state_dict())))
+    with again.role("policy"):
+        assert torch.equal(again.logprobs(batch(), 1.0)[0], expected)
+    again.packing.load_state_dict({})
+    assert again.packing.state_dict() == {}, "back before the first batch"
+
+
+def test_copies_of_the_base_each_keep_their_own_answer() -> None:
+    def copies() -> SeparateCopies:
+        return SeparateCopies(lambda: base("gemma"))
+
+    first, again = copies(), copies()
+    for role, agrees in (("policy", True), ("reward", False)):
+        first.holder(role).packing.agrees = agrees
+    first.holder("critic")
+    assert first.packing.state_dict() == {"policy": True, "reward": False}
+    again.packing.load_state_dict(first.packing.state_dict())
+    assert [again.holder(role).packing.agrees for role in ("policy", "reward", "critic")] == [True, False, None]

@@ -104,7 +104,7 @@ def test_sft_reward_model_and_their_evaluation(monkeypatch: pytest.MonkeyPatch) 
     model = shared()
     with few_rows(monkeypatch):
         list(supervised.train_supervised(model, examples(), TRAINING, 0, 1))
-        supervised.perplexity(model, "policy", examples(), 0, 4)
+        supervised.perplexity(model, "policy", examples(), 0, 4, "here")
     with Rows() as rows:
         list(preference.train_reward_model(model, pairs(), TRAINING, 0, 1))
         preference.margins(model, pairs(), 0, 4)
@@ -149,7 +149,7 @@ def test_planted_logits_of_every_position_are_noticed(monkeypatch: pytest.Monkey
     monkeypatch.setattr(heads, "positions_at_a_time", lambda vocabulary: 10**6)
     monkeypatch.setattr("gemma_alignment.modeling.roles.positions_at_a_time", lambda vocabulary: 10**6)
     with Rows() as rows:
-        supervised.perplexity(shared(), "policy", examples(), 0, 4)
+        supervised.perplexity(shared(), "policy", examples(), 0, 4, "here")
     assert rows.most > 2 * ROWS
 
 

@@ -28,7 +28,7 @@ CONF = Path(__file__).parents[2] / "conf" / "base"
 ITERATIONS = 3
 SHAPE = SimpleNamespace(hidden_size=64, layers=1, heads=2, intermediate_size=64, max_positions=256)
 PROMPTS = [{"prompt_id": f"p{i}", "prompt": text} for i, text in enumerate(toy.PROMPTS)]
-PAIRS = [{"prompt": toy.PROMPTS[0], "chosen": [{"role": "assistant", "content": "apple and pear"}]}]
+PAIRS = [{"prompt_id": "h0", "prompt": toy.PROMPTS[0], "chosen": [{"role": "assistant", "content": "apple and pear"}]}]
 SMALL = {
     "num_iterations": ITERATIONS, "responses_per_iteration": 8, "minibatch_size": 4, "microbatch_size": 4,
     "learning_rate": 5e-3, "eval_every": 2, "eval_prompts": 2, "checkpoint_every": 2,

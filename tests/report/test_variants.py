@@ -296,3 +296,37 @@ def test_curves_are_not_crowded_by_variants_with_a_section(made):
     study, c = made(families=(*FAMILIES, "grpo@mine", "rloo"), judged=False)
     traces = script(render_report(c, *study.inputs()[:3], REPORTING))["figures"]["curve-eval-score-mean"]["data"]
     assert {trace["legendgroup"] for trace in traces} == {"ppo", "grpo", "grpo@mine", "rloo"}
+
+
+def families(block):
+    return [one["family"] for one in block["values"]]
+
+
+@pytest.mark.parametrize(("kind", "section", "other"), [
+    ("ablation", "ablations", "sensitivity"), ("sweep", "sensitivity", "ablations"),
+])  # fmt: skip
+@pytest.mark.parametrize(("family", "parameter"), [
+    ("grpo@group_size-2", "grpo.group_size"), ("grpo@kl_placement-none", "grpo.kl_placement"),
+])  # fmt: skip
+def test_a_variant_stands_where_it_was_asked_for_whatever_its_values_are(family, parameter, kind, section, other):
+    study = fake_study(families=("ppo", "grpo", family), judged=False)
+    for seed in SEEDS:
+        study["files"][f"{family}/seed={seed}"]["run.json"]["variant_kind"] = kind
+    c, text = page_of(study)
+    assert (c[other], [one["parameter"] for one in c[section]]) == ([], [parameter])
+    assert f'id="{section}"' in text and f'id="{other}"' not in text
+    drawn = [name for name in script(text)["figures"] if name.startswith("sweep")]
+    assert bool(drawn) == (kind == "sweep" and parameter == "grpo.group_size"), "words have no axis"
+
+
+def test_what_was_asked_for_both_ways_stands_in_both_sections():
+    small, large = "grpo@group_size-2", "grpo@group_size-12"
+    study = fake_study(families=("ppo", "grpo", small, large), judged=False)
+    for seed in SEEDS:
+        study["files"][f"{small}/seed={seed}"]["run.json"]["variant_kind"] = "ablation+sweep"
+        study["files"][f"{large}/seed={seed}"]["run.json"]["variant_kind"] = "sweep"
+    c, _ = compare(*study.inputs())
+    assert families(c["ablations"][0]) == [small, "grpo"]
+    assert families(c["sensitivity"][0]) == [small, "grpo", large]
+    only = [one["metrics"]["eval/score_mean"] for one in c["ablations"][0]["values"] if one["family"] == small]
+    assert only[0]["holm_p"] == only[0]["p"], "one variant in its section"

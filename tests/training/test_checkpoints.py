@@ -130,6 +130,19 @@ def test_the_controller_and_the_normaliser_go_on_where_they_were() -> None:
     assert numbers["kl_controller"].keys() == {"phase", "coef"}
 
 
+@pytest.mark.parametrize("agrees", [True, False])
+def test_states_go_on_being_computed_the_way_they_were(agrees: bool) -> None:
+    """The two ways differ by rounding, and the first batch of a run that goes on is another one."""
+    one, other = run("grpo"), run("grpo")
+    one.model.packing.agrees = agrees
+    whole = list(optimize(one))
+    other.model.packing.agrees = not agrees
+    rest = list(optimize(other, whole[1].state))
+    assert whole[1].state.numbers["packing"] == {"agrees": agrees}  # type: ignore[union-attr]
+    assert other.model.packing.agrees is agrees
+    assert [record.metrics for record in rest] == [record.metrics for record in whole[2:]]
+
+
 def test_a_state_of_another_model_is_refused() -> None:
     state: Any = list(optimize(run("grpo")))[1].state
     policy = {name: value for i, (name, value) in enumerate(state.tensors["policy"].items()) if i}

@@ -12,7 +12,7 @@ from torch import nn
 from gemma_alignment.errors import UserError
 from gemma_alignment.schemas import Experience, Minibatch
 from gemma_alignment.training import policy_optimization
-from gemma_alignment.training.guards import check_finite, check_first_ratio, check_loss, named
+from gemma_alignment.training.guards import FirstRatio, check_finite, check_loss, check_metrics, named
 from gemma_alignment.training.policy_optimization import optimize
 from gemma_alignment.training.schedule import clipped, guarded_step
 
@@ -65,14 +65,14 @@ def test_what_stands_in_the_padding_is_no_error() -> None:
     assert check_loss(torch.tensor(1.0), {"values": outputs}, minibatch(), "here") is None
 
 
-@pytest.mark.parametrize("name", ["scores", "old_logprobs", "ref_logprobs", "values"])
+@pytest.mark.parametrize("name", ["scores", "old_logprobs", "ref_logprobs", "values", "sampler_gap"])
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 def test_whatever_was_sampled_is_checked_and_named(name: str, bad: float) -> None:
     of_the_update = {"advantages", "returns", "kl_coef"}
     from_batch = {key: value for key, value in vars(minibatch()).items() if key not in of_the_update}
     good = Experience(
         **{**from_batch, "values": torch.zeros(3, 2)}, ended=torch.ones(3, dtype=torch.bool), scores=torch.zeros(3),
-        raw_scores=torch.zeros(3), group_size=1,
+        raw_scores=torch.zeros(3), group_size=1, sampler_gap=torch.zeros(3),
     )  # fmt: skip
     assert check_finite(good, 4) is None
     spoilt = getattr(good, name).clone()
@@ -82,12 +82,23 @@ def test_whatever_was_sampled_is_checked_and_named(name: str, bad: float) -> Non
 
 
 CAUSES = (
-    r"^Iteration 1: log-probabilities differ .* by up to {gap} nats a token, the probability ratio by .* from 1 on "
-    r"average\. Likely causes: dropout left on, an adapter switched in between, another temperature, or padding that "
-    r"reaches the attention\.$"
+    r"^Iteration 1: log-probabilities differ .* by up to {gap} nats a token \(prompt {worst}\), the probability "
+    r"ratio by .* from 1 on average\. Likely causes: dropout left on, an adapter switched in between, another "
+    r"temperature, padding that reaches the attention, or a sampler that computes something else\.$"
 )
 
 
+def check_first_ratio(logprobs: torch.Tensor, whole: Minibatch, exact: bool, size: int = 3) -> None:
+    """What the loop does with its first minibatch, in micro-batches of ``size`` rows."""
+    guard = FirstRatio(exact)
+    for start in range(0, len(whole), size):
+        rows = torch.arange(start, min(start + size, len(whole)))
+        part = whole.select(rows)
+        guard.add(logprobs[rows, : part.response_mask.shape[1]], part)
+    guard.check(1)
+
+
+@pytest.mark.parametrize("size", [3, 1])
 @pytest.mark.parametrize(
     ("exact", "near", "far"),
     [
@@ -101,15 +112,33 @@ CAUSES = (
     ],
 )
 def test_a_first_ratio_off_1_is_an_error_with_its_likely_causes(
-    exact: bool, near: list[float], far: list[float]
+    exact: bool, near: list[float], far: list[float], size: int
 ) -> None:
     def logprobs(gaps: list[float]) -> torch.Tensor:
         return torch.tensor([*gaps, 9.0]).view(3, 2)  # the 9 stands in the padding
 
-    assert check_first_ratio(logprobs(near), minibatch(), 1, exact) is None
+    check_first_ratio(logprobs(near), minibatch(), exact, size)
     for gaps in (far, [NAN, 0, 0, 0, 0], [INF, 0, 0, 0, 0]):
-        with pytest.raises(UserError, match=CAUSES.format(gap=".*")):
-            check_first_ratio(logprobs(gaps), minibatch(), 1, exact)
+        with pytest.raises(UserError, match=CAUSES.format(gap=".*", worst=".")):
+            check_first_ratio(logprobs(gaps), minibatch(), exact, size)
+
+
+@pytest.mark.parametrize("size", [3, 2, 1])
+def test_the_first_ratio_is_asked_of_the_whole_minibatch_whatever_its_parts(size: int) -> None:
+    """Row c has one token: its mean alone is .03, that of the minibatch's five tokens .006."""
+    one_token = torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.03, 9.0]])
+    check_first_ratio(one_token, minibatch(), False, size)
+    everywhere = torch.tensor([[0.03, 0.03], [0.03, 0.0], [0.03, 9.0]])
+    with pytest.raises(UserError, match=CAUSES.format(gap=r"0\.03", worst="a")):
+        check_first_ratio(everywhere, minibatch(), False, size)
+
+
+@pytest.mark.parametrize("row", [0, 1, 2])
+def test_the_prompt_with_the_largest_gap_is_named(row: int) -> None:
+    logprobs = torch.full((3, 2), 0.01)
+    logprobs[row, 0] = -0.7
+    with pytest.raises(UserError, match=CAUSES.format(gap=r"0\.7", worst="abc"[row])):
+        check_first_ratio(logprobs, minibatch(), False, 1)
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -120,8 +149,15 @@ def test_one_token_that_is_far_off_does_not_vanish_in_the_mean(exact: bool) -> N
     logprobs = zeros.clone()
     logprobs[1, 7] = -0.6
     assert (logprobs.exp() - 1).abs().mean() < 1e-5
-    with pytest.raises(UserError, match=CAUSES.format(gap=r"0\.6")):
-        check_first_ratio(logprobs, many, 1, exact)
+    with pytest.raises(UserError, match=CAUSES.format(gap=r"0\.6", worst="b")):
+        check_first_ratio(logprobs, many, exact)
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+def test_a_record_without_a_number_is_refused(bad: float) -> None:
+    check_metrics({"policy/ratio_mean": 1.0, "value/loss": 0.0}, "ppo, iteration 2")
+    with pytest.raises(UserError, match=rf"^ppo, iteration 2: policy/ratio_mean is {bad}\. The weights as they are"):
+        check_metrics({"value/loss": 0.0, "policy/ratio_mean": bad, "policy/entropy": bad}, "ppo, iteration 2")
 
 
 def gradients(**values: float) -> dict[str, nn.Parameter]:

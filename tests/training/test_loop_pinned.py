@@ -14,7 +14,8 @@ from gemma_alignment.modeling.tiny import tiny_gemma
 from gemma_alignment.schemas import Credit, Experience
 from gemma_alignment.training.kl_control import KLController
 from gemma_alignment.training.policy_evaluation import evaluate_policy
-from gemma_alignment.training.policy_optimization import Run, explained_variance, optimize
+from gemma_alignment.training.policy_optimization import Run, optimize
+from gemma_alignment.training.rollout_metrics import explained_variance
 from gemma_alignment.training.score_normalization import score_normalizer
 from gemma_alignment.training.seeding import generator
 
@@ -210,7 +211,7 @@ def test_explained_variance_by_hand() -> None:
 
 def test_a_cut_off_response_is_penalised_when_it_is_evaluated_too() -> None:
     one = watched("grpo")
-    how = {"settings": settings(max_new_tokens=1), "scale": (0.0, 1.0), "size": 2, "gold": None}
+    how = {"settings": settings(max_new_tokens=1), "scale": (0.0, 1.0), "size": 2, "gold": None, "where": "here"}
     free, fined = (
         evaluate_policy(one.model, one.chat, one.held_out, penalty=p, generator=generator(7, "evaluation"), **how)
         for p in (0.0, 1.5)

@@ -197,11 +197,12 @@ def test_a_group_size_that_does_not_divide_the_budget_is_refused() -> None:
 
 def test_a_score_that_is_not_a_number_stops_before_any_weight_changes() -> None:
     one = run("grpo")
-    before = adapters(one.model)
+    before, records = adapters(one.model), optimize(one)
+    next(records)
     with torch.no_grad():
         one.model.heads["reward"].bias.fill_(float("nan"))
     with pytest.raises(UserError, match=r"Iteration 1: scores is not finite for the prompts p"):
-        list(optimize(one))
+        next(records)
     after = adapters(one.model)
     assert after.pop("head.reward.bias").isnan()
     assert all(torch.equal(value, before[key]) for key, value in after.items())
@@ -221,3 +222,29 @@ def test_a_drifted_policy_is_caught_before_the_first_step(monkeypatch: pytest.Mo
     monkeypatch.setattr(policy_optimization, "collect", wrong)
     with pytest.raises(UserError, match="another temperature"):
         list(optimize(run("grpo")))
+
+
+@pytest.mark.parametrize(("off", "refused"), [(0.1, False), (0.6, True)])
+def test_one_row_may_be_off_in_half_precision_where_its_minibatch_is_not(
+    off: float, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In micro-batches of one row, the mean of that row's few tokens alone would be beyond .02."""
+    from gemma_alignment.training import policy_optimization
+
+    real = policy_optimization.collect
+    one = run("grpo", shared_changes={"minibatch_size": 8, "microbatch_size": 1, "num_iterations": 1})
+    monkeypatch.setattr(type(one.model), "is_exact", False)
+
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        found = real(*args, **kwargs)
+        found.old_logprobs[3, 0] += off
+        assert off / float(found.response_mask[3].sum()) > 0.01
+        return found
+
+    monkeypatch.setattr(policy_optimization, "collect", wrong)
+    if refused:
+        with pytest.raises(UserError, match=r"by up to 0\.6 nats a token \(prompt p\d\)"):
+            list(optimize(one))
+    else:
+        first = list(optimize(one))[-1].metrics
+        assert abs(first["policy/ratio_mean"] - 1) < 0.02

@@ -23,7 +23,7 @@ def sampled(name: str) -> tuple[Run, Minibatch]:
     experience = collect(
         one.model, one.chat, one.prompts, 8 // len(one.prompts), settings=one.rollout, scale=one.scale, penalty=1.0,
         normalize=one.score_normalizer.normalize, with_critic=one.method.needs_critic, microbatch_size=8,
-        generator=generator(1, "rollout", 1), old_logprobs=one.old_logprobs,
+        generator=generator(1, "rollout", 1), old_logprobs=one.old_logprobs, ask_sampler=False,
     )  # fmt: skip
     credit = one.method.assign_credit(replace(experience, group_size=one.method.group_size), 0.5)
     for role in ("policy", "critic") if one.method.needs_critic else ("policy",):
@@ -76,6 +76,6 @@ def test_the_gradient_depends_on_neither_split_nor_order_nor_padding(
         yield self
 
     monkeypatch.setattr(Minibatch, "split", untrimmed)
-    one.model._packs = False  # the packed way would take the padding out again
+    one.model.packing.agrees = False  # the packed way would take the padding out again
     for left, right in ((1, 0), (5, 0), (0, 4), (3, 2)):
         assert farthest(gradient(one, widened(minibatch, left, right), 8), whole) < 1e-5

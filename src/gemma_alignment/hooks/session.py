@@ -60,6 +60,7 @@ class Session:
         self.signals = Signals()
         self._commit = git_commit(context.project_path)
         self._logs: list[tuple[RunLog, Work | None]] = []
+        self._variant_kind = str(parameters["variant_kind"])
         self._pairs: Sequence[Mapping[str, Any]] = ()
         self._open = True
         atexit.register(self._abandon)
@@ -77,7 +78,8 @@ class Session:
         self.tracking.enter(work)
         if work is not None and work.record is None:
             tracked = {"mlflow_run_id": work.run_id, "mlflow_view": self.tracking.view}
-            work.start(self.catalog, commit=self._commit, command=command(), **tracked)
+            kind = self._variant_kind if work.stage.variant else ""
+            work.start(self.catalog, commit=self._commit, command=command(), variant_kind=kind, **tracked)
             self.shelf.log_inputs(work.run_id, kept.inputs_of(free_inputs(work.full), self.catalog))
         for value in inputs.values():
             if isinstance(value, RunLog):

@@ -4,7 +4,7 @@ The numbers are those of :class:`~gemma_alignment.modeling.roles.SharedBase`: ev
 files, and every adapter is drawn from the same seed.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -40,6 +40,11 @@ class SeparateCopies:
     def device(self) -> torch.device:
         """Where the bases are."""
         return torch.device(self.holder("policy").device)
+
+    @property
+    def packing(self) -> "_PackingOfEach":
+        """Which way the states of each role are computed."""
+        return _PackingOfEach(self)
 
     @property
     def is_exact(self) -> bool:
@@ -113,3 +118,25 @@ class SeparateCopies:
     def count_from(self, flops: float) -> None:
         """Let the count of operations go on from that of an earlier attempt."""
         self.holder("policy").count_from(flops)
+
+    @property
+    def holders(self) -> Mapping[Role, SharedBase]:
+        """The bases that were used so far."""
+        return self._copies
+
+
+class _PackingOfEach:
+    """The answers of several bases as one part of a checkpoint."""
+
+    def __init__(self, copies: SeparateCopies) -> None:
+        self._copies = copies
+
+    def state_dict(self) -> dict[str, bool]:
+        """By role; nothing of a role before its first batch."""
+        states = {role: one.packing.state_dict() for role, one in self._copies.holders.items()}
+        return {role: state["agrees"] for role, state in states.items() if state}
+
+    def load_state_dict(self, state: Mapping[Role, int | float]) -> None:
+        """Go on from where ``state_dict`` was taken."""
+        for role, agrees in state.items():
+            self._copies.holder(role).packing.load_state_dict({"agrees": agrees})

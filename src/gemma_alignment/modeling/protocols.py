@@ -1,6 +1,6 @@
 """What the training loops ask of a model, without naming a library."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol
 
@@ -16,6 +16,10 @@ class RoleModel(Protocol):
     """One base model that plays several roles, one at a time."""
 
     device: torch.device
+
+    @property
+    def packing(self) -> "Kept":
+        """Which way its states are computed."""
 
     def role(self, name: Role, train: bool = False) -> AbstractContextManager[None]:
         """Play a role for a forward and its backward."""
@@ -46,6 +50,16 @@ class RoleModel(Protocol):
 
     def count_from(self, flops: float) -> None:
         """Let that count go on from an earlier attempt's."""
+
+
+class Kept(Protocol):
+    """What a checkpoint keeps some numbers of."""
+
+    def state_dict(self) -> Mapping[str, int | float]:
+        """The numbers."""
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go on from where ``state_dict`` was taken."""
 
 
 class Text(Protocol):

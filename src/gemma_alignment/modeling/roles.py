@@ -8,7 +8,6 @@ PEFT lets adapters be switched between a forward and its backward without an err
 missing or wrong; so a role is a context, and entering a second one inside it is refused.
 """
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Self
@@ -28,11 +27,9 @@ from gemma_alignment.modeling.embedding import Int8Head
 from gemma_alignment.modeling.heads import ScalarHead, chunked_logprobs, positions_at_a_time
 from gemma_alignment.modeling.merging import empty_copy, write_merged
 from gemma_alignment.modeling.optimizers import Kind, adam
-from gemma_alignment.modeling.packing import masks_for, pack
 from gemma_alignment.modeling.protocols import Role
 from gemma_alignment.modeling.sequences import HasSequences
-
-_LOG = logging.getLogger(__name__)
+from gemma_alignment.modeling.states import Packing
 
 
 class SharedBase:
@@ -53,7 +50,7 @@ class SharedBase:
         self._checkpointing = gradient_checkpointing
         self._optimizer: Kind = optimizer
         self._flops = 0.0
-        self._packs: bool | None = None
+        self.packing = Packing()
         self._size = _matmul_parameters(base)
 
     @property
@@ -186,43 +183,9 @@ class SharedBase:
         """Final hidden states (B, T + 1, d): position t is read before response token t, T after the last."""
         if self._active is None:
             raise RuntimeError("a forward pass needs a role: use `with model.role(...)`")
-        if self._packs is None:
-            self._packs = self._packing_agrees(batch)
-        states, positions = (self._packed_states if self._packs else self._padded_states)(batch)
+        states, positions = self.packing.states(self.model, batch, self.is_exact)
         self._flops += (4.0 if torch.is_grad_enabled() else 2.0) * self._size * positions
         return states
-
-    def _padded_states(self, batch: HasSequences) -> tuple[Tensor, int]:
-        tokens = torch.cat([batch.prompt_tokens, batch.response_tokens], 1).to(self.device)
-        mask = torch.cat([batch.prompt_mask, batch.response_mask], 1).to(self.device)
-        positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-        states = self.model.base_model(
-            input_ids=tokens, attention_mask=mask.long(), position_ids=positions, use_cache=False
-        ).last_hidden_state
-        return states[:, batch.prompt_tokens.shape[1] - 1 :], int(mask.sum())
-
-    def _packed_states(self, batch: HasSequences) -> tuple[Tensor, int]:
-        packed = pack(batch).to(self.device)
-        states = self.model.base_model(
-            input_ids=packed.tokens, position_ids=packed.positions, use_cache=False,
-            attention_mask=masks_for(self.model.config.get_text_config(), packed, self.model.dtype),
-        ).last_hidden_state  # fmt: skip
-        return states.flatten(0, 1)[packed.index], packed.real
-
-    @torch.no_grad()
-    def _packing_agrees(self, batch: HasSequences) -> bool:
-        """Whether this model gives the same states packed as padded: asked once, of its first batch."""
-        try:
-            packed, padded = self._packed_states(batch)[0], self._padded_states(batch)[0]
-        except (TypeError, ValueError, RuntimeError) as error:
-            _LOG.warning("Sequences are padded, not packed: %s", str(error).splitlines()[0])
-            return False
-        real = batch.response_mask.to(self.device)
-        gap = float(((packed - padded)[:, 1:][real].abs().max() / padded[:, 1:][real].abs().max()).cpu())
-        if gap > (1e-4 if self.is_exact else 0.05):
-            _LOG.warning("Sequences are padded, not packed: this model's packed states differ by %.2g", gap)
-            return False
-        return True
 
     def head(self, states: Tensor) -> Tensor:
         """Logits (N, V) of hidden states (N, d): for a few positions at a time, see ``positions_at_a_time``."""

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from gemma_alignment.parameters.places import check_inside
 from gemma_alignment.stages import ARMS, unknown_method
@@ -24,6 +25,8 @@ class RunParameters:
     """The folder of every dataset."""
     variant: str
     """Name of a deviating configuration, whose arms live in ``{method}@{variant}/``; else empty."""
+    variant_kind: Literal["", "ablation", "sweep", "ablation+sweep"]
+    """Which section of the report a variant was asked for; empty: what its values suggest. A study sets it."""
     method: str
     """Whose policy the export pipeline writes; nothing else reads it."""
     overwrite: bool
@@ -42,6 +45,8 @@ class RunParameters:
         if not self.data_root:
             raise ValueError("data_root must name a folder")
         check_inside(data_root=self.data_root)
+        if self.variant_kind and not self.variant:
+            raise ValueError(f"variant_kind is {self.variant_kind!r}, but there is no variant: give variant=NAME too")
         if self.variant and not VARIANT.fullmatch(self.variant):
             raise ValueError(
                 "variant becomes part of a folder's name: letters, digits and . _ - + = only, "

@@ -19,6 +19,7 @@ def _held_out(chat: Any, prompts: Rows, pairs: Rows, count: int) -> Any:
     return HeldOut(
         [(row["prompt_id"], row["prompt"]) for row in rows],
         [(chat.encode_prompt(r["prompt"]), chat.encode_response(r["chosen"][-1]["content"])) for r in chosen],
+        [row["prompt_id"] for row in chosen],
     )
 
 
@@ -102,5 +103,6 @@ def answer_with_policy(
         settings=build(RolloutParameters, rollout, "rollout"), scale=read_normalizer(rm_model_bt),
         penalty=shared.missing_eos_penalty, size=shared.microbatch_size,
         generator=generator(prepare_seed, "responses"), gold=gold_of(preferences),
+        where=f"{method_name}, final answers",
     )  # fmt: skip
     return rows

@@ -167,7 +167,7 @@ def sweeps(comparison: Mapping[str, Any]) -> list[Figure]:
     methods = dict.fromkeys([comparison["protocol"]["method_a"], comparison["protocol"]["method_b"]])
     colors = colors_of([*methods, *sorted({f["method"] for f in comparison["sensitivity"]} - methods.keys())])
     by_name: dict[str, list[Mapping[str, Any]]] = {}
-    for factor in comparison["sensitivity"]:
+    for factor in filter(_has_scale, comparison["sensitivity"]):
         by_name.setdefault(factor["parameter"].rpartition(".")[2], []).append(factor)
     return [
         _sweep(name, metric, [f for f in factors if metric in f["over_values"]], colors)
@@ -175,6 +175,11 @@ def sweeps(comparison: Mapping[str, Any]) -> list[Figure]:
         for metric in ("eval/score_mean", "eval/gold_mean")
         if any(metric in f["over_values"] for f in factors)
     ]
+
+
+def _has_scale(factor: Mapping[str, Any]) -> bool:
+    """Whether its values are numbers: words and null have no place on an axis."""
+    return all(isinstance(one["value"], int | float) and not isinstance(one["value"], bool) for one in factor["values"])
 
 
 def _sweep(name: str, metric: str, factors: list[Mapping[str, Any]], colors: Mapping[str, str]) -> Figure:

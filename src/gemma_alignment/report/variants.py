@@ -21,6 +21,8 @@ SHOWN = ("eval/score_mean", "eval/gold_mean", "eval/kl_to_reference", "eval/resp
 """What is said of a variant."""
 SHARED = {"data": "data", "sft": "SFT model", "reward_model": "reward model"}
 """Fingerprints that a variant and its baseline must have in common."""
+SECTIONS = {"ablation": "ablations", "sweep": "sensitivity"}
+"""Where a variant stands, by what it was asked for as."""
 Family = Mapping[int, Run]
 
 
@@ -38,19 +40,32 @@ class Factor:
 
 
 def variant_blocks(runs: Mapping[RunKey, Run], protocol: ProtocolParameters) -> Block:
-    """``ablations`` (a choice switched), ``sensitivity`` (a number varied), and the variants in neither.
+    """``ablations``, ``sensitivity``, and the variants in neither.
 
-    Which parameter a variant changes is read from the records of the runs, not from its name.
+    Which parameter a variant changes, and for which section it was asked, is read from the records of the runs, not
+    from its name. What was made by hand is sensitivity where a number is varied, else an ablation.
     """
     factors, left_out = _factors(runs)
     blocks: dict[str, list[Block]] = {"ablations": [], "sensitivity": []}
     for factor, families in factors.items():
-        values = [value for value, _ in families.values()]
-        kind = "sensitivity" if factor.is_numeric(values) else "ablations"
-        blocks[kind].append(_factor_block(factor, families, eligible(runs, factor.method), protocol))
+        for section, members in _by_section(factor, families).items():
+            blocks[section].append(_factor_block(factor, members, eligible(runs, factor.method), protocol))
     for found in blocks.values():
         _adjust(found)
     return {**blocks, "variants_left_out": left_out}
+
+
+def _by_section(
+    factor: Factor, families: Mapping[str, tuple[Any, Family]]
+) -> dict[str, dict[str, tuple[Any, Family]]]:
+    """The families of each section; one that was asked for in two ways stands in both."""
+    by_hand = "sensitivity" if factor.is_numeric([value for value, _ in families.values()]) else "ablations"
+    found: dict[str, dict[str, tuple[Any, Family]]] = {}
+    for family, (value, members) in families.items():
+        said = {kind for run in members.values() for kind in str(run.card.get("variant_kind") or "").split("+")}
+        for section in [SECTIONS[kind] for kind in SECTIONS if kind in said] or [by_hand]:
+            found.setdefault(section, {})[family] = value, members
+    return found
 
 
 def described(comparison: Mapping[str, Any]) -> set[str]:

@@ -20,28 +20,34 @@ AGREEMENT = 1e-5
 class OldLogprobs:
     """Where ``old_logprobs`` come from: the training forward, or the sampler where the two are the same.
 
-    The first batch of a run is computed both ways. Where they agree the second forward is left out from then
-    on; in bf16 and in 4 bits they never do. The answer is part of a checkpoint: a run that goes on must not
-    ask again.
+    The first batch of a run is computed both ways. Where they agree the second forward is left out from then on, but
+    for the batches in which the question is asked again: the adapter has grown since. A sampler that disagreed once is
+    not used any more; in bf16 and in 4 bits it never is. The answer is part of a checkpoint: a run that goes on
+    must not begin by asking.
     """
 
     def __init__(self) -> None:
         self._sampler_agrees: bool | None = None
 
-    def of(self, model: Any, found: Rollout, settings: Any, size: int) -> Tensor:
-        """(B, T) of the sampled tokens under the policy that sampled them, 0 at padding."""
-        if model.is_exact and self._sampler_agrees:
-            return found.logprobs
+    def of(self, model: Any, found: Rollout, settings: Any, size: int, ask: bool) -> tuple[Tensor, Tensor | None]:
+        """(B, T) of the sampled tokens under the policy that sampled them, 0 at padding; and the gap.
+
+        ``ask``: whether to compare again. The gap (B,) is the largest of each response, in nats; None where
+        nothing was compared. Comparing changes nothing as long as the two agree.
+        """
+        trusted = model.is_exact and self._sampler_agrees
+        if trusted and not ask:
+            return found.logprobs, None
         trained = role_logprobs(model, "policy", found.sequences, settings.temperature, size)
-        if model.is_exact and self._sampler_agrees is None:
-            gap = float((trained - found.logprobs).abs().max())
-            self._sampler_agrees = gap <= AGREEMENT
+        gap = (trained - found.logprobs).abs().amax(1)
+        if model.is_exact and self._sampler_agrees is not False:
+            self._sampler_agrees = float(gap.max()) <= AGREEMENT
             if not self._sampler_agrees:
                 _LOG.warning(
-                    "Sampler and training forward differ by up to %.2g nats a token: the policy's second forward "
-                    "is kept in every iteration", gap,
+                    "Sampler and training forward differ by up to %.2g nats a token: from here on the policy's second "
+                    "forward is made in every iteration", float(gap.max()),
                 )  # fmt: skip
-        return trained
+        return (found.logprobs if trusted and self._sampler_agrees else trained), gap
 
     def state_dict(self) -> dict[str, bool]:
         """What a checkpoint keeps: nothing before the first batch."""
@@ -120,13 +126,13 @@ def role_logprobs(model: Any, role: Role, batch: Sequences, temperature: float, 
 def collect(
     model: Any, chat: Text, prompts: Sequence[tuple[str, str]], group_size: int, *, settings: Any,
     scale: tuple[float, float], penalty: float, normalize: Callable[[Tensor], Tensor], with_critic: bool,
-    microbatch_size: int, generator: torch.Generator, old_logprobs: OldLogprobs,
+    microbatch_size: int, generator: torch.Generator, old_logprobs: OldLogprobs, ask_sampler: bool,
 ) -> Experience:  # fmt: skip
-    """One iteration's experience from ``prompts``, pairs of (prompt_id, text)."""
+    """One iteration's experience from ``prompts``, pairs of (prompt_id, text); ``ask_sampler``: see ``OldLogprobs``."""
     found = rollout(model, chat, [text for _, text in prompts], group_size, settings, generator)
     batch = found.sequences
     raw = score(model, batch, found.ended, scale, penalty, microbatch_size)
-    old = old_logprobs.of(model, found, settings, microbatch_size)
+    old, gap = old_logprobs.of(model, found, settings, microbatch_size, ask_sampler)
     reference = role_logprobs(model, "reference", batch, settings.temperature, microbatch_size)
     values = None
     if with_critic:
@@ -135,5 +141,5 @@ def collect(
     return Experience(
         *batch, ended=found.ended, scores=normalize(raw), raw_scores=raw, old_logprobs=old, ref_logprobs=reference,
         values=values, group_size=group_size,
-        prompt_ids=tuple(prompt_id for prompt_id, _ in prompts for _ in range(group_size)),
+        prompt_ids=tuple(prompt_id for prompt_id, _ in prompts for _ in range(group_size)), sampler_gap=gap,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from gemma_alignment.study.lock import alone
 from gemma_alignment.study.plan import Plan, parse_names, parse_seeds
 from gemma_alignment.study.project import Opened, read_parameters
 from gemma_alignment.study.status import counted, status_of
-from gemma_alignment.study.variants import ablations, accepted, check, sweeps
+from gemma_alignment.study.variants import ablations, accepted, check, each_once, sweeps
 
 BROKEN = ("failed", "killed", "vanished")
 COLORS = {"finished": "green", "running": "cyan", "other configuration": "yellow", **dict.fromkeys(BROKEN, "red")}
@@ -73,7 +73,7 @@ def planned(
     swept = sweeps(sweep, plan.methods, parameters)
     for variant in swept:
         check(variant, parameters)
-    variants = tuple(dict.fromkeys([*taken, *swept]))
+    variants = each_once([*taken, *swept])
     return Asked(project, replace(plan, variants=variants), parameters, refused)
 
 

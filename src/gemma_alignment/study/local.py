@@ -85,6 +85,8 @@ class _Study:
         self._variables = environment(self.parent.run_id, self.parent.name, self.parent.tracking_uri)
         self.children: list[Child] = []
         self._started = time.monotonic()
+        self._labelled = False
+        """Whether a run that was finished is asked for as something else now: the report changes with it."""
 
     def run(self, stale: tuple[str, ...], workers: int | None) -> bool:
         """Every process in its order; whether all of them ended well."""
@@ -99,7 +101,7 @@ class _Study:
         all_well = self._through(arms, workers or default_workers(device))
         if not any(arm.state in ("done", "reused") for arm in arms):
             return False
-        nothing_new = self._resume and all(child.reused for child in self.children)
+        nothing_new = self._resume and not self._labelled and all(child.reused for child in self.children)
         reused = nothing_new and self._opened.is_closed(self._plan)
         closing = Child(self._going_on(self._plan.closing), output / "closing.log", reused=reused)
         return self._through([closing], 1) and all_well
@@ -107,6 +109,8 @@ class _Study:
     def _arm(self, run: Run) -> Child:
         """The process of an arm, which is not started where it has nothing to do: overwrite=true repeats it."""
         reused = not self._opened.parameters["overwrite"] and self._opened.is_done(run)
+        if reused:
+            self._labelled |= self._opened.label(run)
         log = run.stages[0].directory(self._opened.data_root) / "run.log"
         return Child(self._going_on(run), log, reused=reused)
 

@@ -55,6 +55,8 @@ class Variant:
     parameter: str
     """Dotted, of the method's own section or of one that all methods share."""
     value: bool | int | float | str | None
+    kind: str = ""
+    """What it was asked for as: ``ablation``, ``sweep`` or ``ablation+sweep``."""
 
     @property
     def name(self) -> str:
@@ -64,7 +66,8 @@ class Variant:
     @property
     def params(self) -> dict[str, Any]:
         """What its runs get beyond the parameters of the study."""
-        return {"variant": self.name, self.parameter: self.value}
+        asked = {"variant_kind": self.kind} if self.kind else {}
+        return {"variant": self.name, **asked, self.parameter: self.value}
 
 
 @dataclass(frozen=True)

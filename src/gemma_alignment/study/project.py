@@ -11,7 +11,7 @@ from gemma_alignment.dotted import merged, nested
 from gemma_alignment.fingerprints import INTERRUPTED, Record
 from gemma_alignment.hooks.checks import check_parameters, configured_parameters
 from gemma_alignment.hooks.work import works
-from gemma_alignment.stages import PREPARATION
+from gemma_alignment.stages import PREPARATION, kinds_of
 from gemma_alignment.study.plan import Plan, Run
 
 
@@ -99,6 +99,21 @@ class Opened:
         """Whether a finished run of the same configuration and inputs stands there, outputs and all."""
         own = Opened.open(self.path, run)
         return all(own._work(name, {}).is_current(own.catalog) for name in run.pipelines)
+
+    def label(self, run: Run) -> bool:
+        """Let the records of a run that is reused say what it is asked for as now, too; whether they had to be changed.
+
+        An ablation of yesterday is a value of today's sweep, and no reason to train it again.
+        """
+        changed = False
+        for stage in run.stages:
+            directory = stage.directory(self.data_root)
+            record = Record.read(directory)
+            kind = kinds_of(record and record.variant_kind, run.params.get("variant_kind"))
+            if record is not None and kind != record.variant_kind:
+                dataclasses.replace(record, variant_kind=kind).write(directory)
+                changed = True
+        return changed
 
     def left(self, plan: Plan) -> list[Run]:
         """What resuming ``plan`` would start; arms count as left while their inputs have to be made.

@@ -2,6 +2,7 @@
 
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from gemma_alignment.config import ConfigError, unknown_parameter
@@ -10,7 +11,7 @@ from gemma_alignment.errors import UserError
 from gemma_alignment.hooks.checks import check_parameters
 from gemma_alignment.hooks.feasible import check_budget
 from gemma_alignment.parameters import section_class
-from gemma_alignment.stages import ARMS
+from gemma_alignment.stages import ARMS, kinds_of
 from gemma_alignment.study.plan import Variant
 
 SHARED = ("policy_optimization", "rollout", "kl_control", "score_normalization")
@@ -38,7 +39,7 @@ def ablations(settings: Sequence[str], methods: Sequence[str], parameters: Param
             if setting not in values:
                 raise UserError(f"--ablate {setting}: {unknown_parameter('', setting, list(values))}")
             section = "modeling" if setting in OF_AN_ARM else method
-            found += _deviating(method, f"{section}.{setting}", values[setting], parameters)
+            found += _deviating(method, f"{section}.{setting}", values[setting], parameters, "ablation")
     return found
 
 
@@ -59,8 +60,17 @@ def sweeps(options: Sequence[str], methods: Sequence[str], parameters: Parameter
             raise UserError(f"--sweep {option}: {key} is a list, and only single values can be swept")
         values = [_parsed(option, text) for text in texts.split(",")]
         for method in swept:
-            found += _deviating(method, key, values, parameters)
+            found += _deviating(method, key, values, parameters, "sweep")
     return found
+
+
+def each_once(variants: Sequence[Variant]) -> tuple[Variant, ...]:
+    """The same without repetitions; what was asked for in two ways stands once, as both."""
+    found: dict[Variant, str] = {}
+    for variant in variants:
+        bare = replace(variant, kind="")
+        found[bare] = kinds_of(found.get(bare), variant.kind)
+    return tuple(replace(variant, kind=kind) for variant, kind in found.items())
 
 
 def accepted(tried: Sequence[Variant], parameters: Parameters) -> tuple[list[Variant], list[str]]:
@@ -112,10 +122,12 @@ def _methods_of(key: str, methods: Sequence[str]) -> Sequence[str]:
     )
 
 
-def _deviating(method: str, key: str, values: Sequence[Any], parameters: Parameters) -> Iterator[Variant]:
+def _deviating(
+    method: str, key: str, values: Sequence[Any], parameters: Parameters, kind: str
+) -> Iterator[Variant]:  # fmt: skip
     """A variant for each value but the configured one, that of the baseline."""
     configured = dotted(parameters)[key]
-    return (Variant(method, key, value) for value in values if value != configured)
+    return (Variant(method, key, value, kind) for value in values if value != configured)
 
 
 def _parsed(option: str, text: str) -> Any:

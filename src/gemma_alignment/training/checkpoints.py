@@ -74,6 +74,7 @@ def capture(iteration: int, run: "Run", optimizers: Optimizers, budget: Mapping[
         "kl_controller": run.kl_controller.state_dict(),
         "score_normalizer": run.score_normalizer.state_dict(),
         "old_logprobs": run.old_logprobs.state_dict(),
+        "packing": run.model.packing.state_dict(),
         "budget": {**budget, "flops": run.model.forward_flops()},
     }
     return TrainingState(iteration, tensors, numbers)
@@ -86,12 +87,27 @@ def restore(state: TrainingState, run: "Run", optimizers: Optimizers) -> dict[st
         UserError: when the state is that of another model.
     """
     put_back(state.tensors, _trained(run, optimizers), optimizers)
-    run.kl_controller.load_state_dict(state.numbers["kl_controller"])
-    run.score_normalizer.load_state_dict(state.numbers["score_normalizer"])
-    run.old_logprobs.load_state_dict(state.numbers["old_logprobs"])
-    budget: dict[str, Any] = dict(state.numbers["budget"])
+    run.kl_controller.load_state_dict(numbers_of(state, "kl_controller"))
+    run.score_normalizer.load_state_dict(numbers_of(state, "score_normalizer"))
+    run.old_logprobs.load_state_dict(numbers_of(state, "old_logprobs"))
+    run.model.packing.load_state_dict(numbers_of(state, "packing"))
+    budget: dict[str, Any] = dict(numbers_of(state, "budget"))
     run.model.count_from(budget.pop("flops"))
     return budget
+
+
+def numbers_of(state: TrainingState, part: str) -> Mapping[str, Any]:
+    """The numbers that a state keeps of a part.
+
+    Raises:
+        UserError: when it keeps none.
+    """
+    if part not in state.numbers:
+        raise UserError(
+            f"The checkpoint says nothing of {part}: it was written by another version. "
+            "Begin anew with --params overwrite=true."
+        )
+    return state.numbers[part]
 
 
 def _trained(run: "Run", optimizers: Optimizers) -> Parameters:

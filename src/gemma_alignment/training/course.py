@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from gemma_alignment.modeling.protocols import Kept
 from gemma_alignment.schemas import TrainingState, UpdateRecord
-from gemma_alignment.training.checkpoints import copied, put_back
+from gemma_alignment.training.checkpoints import copied, numbers_of, put_back
 from gemma_alignment.training.schedule import warmup_cosine
 
 
@@ -23,6 +24,8 @@ class Course:
     steps: int
     settings: Any
     """With ``learning_rate``, ``warmup_share`` and ``log_every``."""
+    packing: Kept | None = None
+    """How the model computes states, for a model that can do so in more ways than one."""
 
     def run(self, step: Callable[[int], float], start: TrainingState | None) -> Iterator[UpdateRecord]:
         """Call ``step`` with every step number; yields its mean value every ``log_every`` steps and at the end.
@@ -35,6 +38,8 @@ class Course:
         """
         if start is not None:
             put_back(start.tensors, {self.role: self.parameters}, {self.role: self.optimizer})
+            if self.packing is not None:
+                self.packing.load_state_dict(numbers_of(start, "packing"))
         losses: list[float] = []
         for number in range(0 if start is None else start.iteration, self.steps):
             for group in self.optimizer.param_groups:
@@ -49,4 +54,4 @@ class Course:
 
     def _state(self, done: int) -> TrainingState:
         tensors = copied({self.role: self.parameters}, {self.role: self.optimizer})
-        return TrainingState(done, tensors, {})
+        return TrainingState(done, tensors, {} if self.packing is None else {"packing": self.packing.state_dict()})

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from gemma_alignment.modeling.protocols import Text
-from gemma_alignment.objectives.kl import k1
 from gemma_alignment.rollout.experience import OldLogprobs, collect
 from gemma_alignment.schemas import Credit, Experience, Minibatch, Normalizer, TrainingState, UpdateRecord
 from gemma_alignment.training.checkpoints import capture, restore
-from gemma_alignment.training.guards import check_finite, check_first_ratio, check_loss, named
+from gemma_alignment.training.guards import FirstRatio, check_finite, check_loss, check_metrics, named
 from gemma_alignment.training.policy_evaluation import Gold, HeldOut, evaluate_policy
+from gemma_alignment.training.rollout_metrics import describe
 from gemma_alignment.training.schedule import clipped
 from gemma_alignment.training.seeding import generator, prompt_order
 
@@ -66,7 +66,8 @@ def optimize(run: Run, start: TrainingState | None = None) -> Iterator[UpdateRec
 
     Raises:
         UserError: when a loss, gradient, score or log-probability is not finite, or when the first
-            ratio of an iteration differs from 1; no weight was changed by the step that failed.
+            ratio of an iteration differs from 1; no weight was changed by the step that failed. When a number that
+            is measured after a step is not finite; the iteration leaves no record.
         ValueError: when the group size does not divide the responses of an iteration.
     """
     settings, budget, done = run.settings, _Budget(), 0
@@ -78,10 +79,12 @@ def optimize(run: Run, start: TrainingState | None = None) -> Iterator[UpdateRec
         budget, done = _Budget(**restore(start, run, optimizers)), start.iteration
     else:
         metrics, samples = _evaluation(run, 0)
+        check_metrics(metrics, f"{run.method.name}, iteration 0")
         state = capture(0, run, optimizers, asdict(budget))
         yield UpdateRecord(0, {**metrics, "policy/kl_coef": run.kl_controller.coef}, {}, samples, state)
     for iteration in range(done + 1, settings.num_iterations + 1):
         started = time.perf_counter()
+        is_evaluated = iteration % settings.eval_every == 0 or iteration == settings.num_iterations
         remaining = 1 - (iteration - 1) / settings.num_iterations
         for optimizer in optimizers.values():
             for group in optimizer.param_groups:
@@ -92,13 +95,14 @@ def optimize(run: Run, start: TrainingState | None = None) -> Iterator[UpdateRec
             scale=run.scale, penalty=settings.missing_eos_penalty, normalize=run.score_normalizer.normalize,
             with_critic=run.method.needs_critic, microbatch_size=settings.microbatch_size,
             generator=generator(run.seed, "rollout", iteration), old_logprobs=run.old_logprobs,
+            ask_sampler=is_evaluated,
         )  # fmt: skip
         sampled = time.perf_counter() - started
         check_finite(experience, iteration)
         kl_coef = run.kl_controller.coef
         credit = run.method.assign_credit(experience, kl_coef)
         stats = _update(run, experience, credit, optimizers, iteration)
-        metrics = {**_describe(run, experience), **stats, "policy/kl_coef": kl_coef}
+        metrics = {**describe(experience, run.chat, dict(run.prompts), run.gold), **stats, "policy/kl_coef": kl_coef}
         run.score_normalizer.update(experience.raw_scores)
         run.kl_controller.update(
             metrics["policy/kl_to_reference"], len(experience.ended), iteration / settings.num_iterations
@@ -108,7 +112,7 @@ def optimize(run: Run, start: TrainingState | None = None) -> Iterator[UpdateRec
         budget.tokens += tokens
         budget.seconds += time.perf_counter() - started
         samples = []
-        if iteration % settings.eval_every == 0 or iteration == settings.num_iterations:
+        if is_evaluated:
             held_out, samples = _evaluation(run, iteration)
             metrics |= held_out
         metrics |= {
@@ -116,6 +120,7 @@ def optimize(run: Run, start: TrainingState | None = None) -> Iterator[UpdateRec
             "budget/tokens_generated": float(budget.tokens),
             "budget/flops": run.model.forward_flops(),
         }
+        check_metrics(metrics, f"{run.method.name}, iteration {iteration}")
         timing = {
             "rollout/tokens_per_second": tokens / sampled,
             "budget/seconds": budget.seconds,
@@ -170,14 +175,15 @@ def _step(
     normalizer = Normalizer.of(minibatch, run.rollout.max_new_tokens)
     stats: dict[str, float] = {}
     where = {role: f"{run.method.name}, iteration {iteration}, {role}" for role in optimizers}
+    beginning = FirstRatio(run.model.is_exact) if first else None
     for part in minibatch.split(run.settings.microbatch_size):
         micro = _on(run.model.device, part)
         with run.model.role("policy", train=True):
             logprobs, entropy = run.model.logprobs(micro, run.rollout.temperature)
             loss, found = run.method.policy_loss(logprobs, micro, normalizer)
             check_loss(loss, {"logprobs": logprobs}, micro, where["policy"])
-            if first:
-                check_first_ratio(logprobs, micro, iteration, run.model.is_exact)
+            if beginning is not None:
+                beginning.add(logprobs, micro)
             loss.backward()
         _add(stats, {"policy/" + key: value for key, value in found.items()})
         _add(stats, {"policy/entropy": (entropy * micro.response_mask).sum() / normalizer.tokens})
@@ -188,6 +194,8 @@ def _step(
                 check_loss(loss, {"values": values}, micro, where["critic"])
                 loss.backward()
             _add(stats, {"value/loss": found["value_loss"]})
+    if beginning is not None:
+        beginning.check(iteration)
     rows = named(minibatch.prompt_ids, range(len(minibatch)))
     for role in optimizers:  # all are checked before any steps
         parameters = run.model.named_parameters_of(role)
@@ -212,52 +220,12 @@ def _add(stats: dict[str, float], found: dict[str, Tensor]) -> None:
         stats[key] = stats.get(key, 0.0) + float(value)
 
 
-def _describe(run: Run, experience: Experience) -> dict[str, float]:
-    """What the sampled responses look like, before the update."""
-    mask, scores = experience.response_mask, experience.raw_scores
-    count = len(scores)
-    divergence = (k1(experience.old_logprobs, experience.ref_logprobs) * mask).sum(1)
-    groups = experience.scores.view(-1, experience.group_size)
-    metrics = {
-        "reward/score_mean": float(scores.mean()),
-        "reward/score_std": float(scores.std(correction=0)),
-        "policy/kl_to_reference": float(divergence.mean()),
-        "rollout/response_length": float(mask.sum()) / count,
-        "rollout/eos_rate": float(experience.ended.float().mean()),
-    }
-    if experience.group_size > 1:
-        metrics["rollout/zero_variance_groups"] = float((groups.std(1) == 0).float().mean())
-    if experience.values is not None:
-        metrics["value/explained_variance"] = explained_variance(experience)
-    if run.gold is not None:
-        texts = [
-            run.chat.decode_response(row[m].tolist())
-            for row, m in zip(experience.response_tokens, mask, strict=True)
-        ]
-        by_id = dict(run.prompts)
-        metrics["reward/gold_mean"] = (
-            sum(run.gold(by_id[i], text) for i, text in zip(experience.prompt_ids, texts, strict=True)) / count
-        )
-    return metrics
-
-
-def explained_variance(experience: Experience) -> float:
-    """1 − Var(s − V_0) / Var(s): how much of the score the critic knew before the first token.
-
-    Read at the first response position against the normalised score; 0 when the scores do not vary.
-    """
-    if experience.values is None:
-        raise ValueError("explained variance needs a critic")
-    first, target = experience.values[:, 0], experience.scores
-    spread = float(target.var(correction=0))
-    return 1 - float((target - first).var(correction=0)) / spread if spread > 0 else 0.0
-
-
 def _evaluation(run: Run, iteration: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Held-out metrics with the same random numbers at every evaluation of every run."""
     metrics, rows = evaluate_policy(
         run.model, run.chat, run.held_out, settings=run.rollout, scale=run.scale,
         penalty=run.settings.missing_eos_penalty, size=run.settings.microbatch_size,
         generator=generator(run.evaluation_seed, "evaluation"), gold=run.gold,
+        where=f"{run.method.name}, evaluation at iteration {iteration}",
     )  # fmt: skip
     return metrics, [{"iteration": iteration, **row} for row in rows[: run.settings.samples_per_evaluation]]

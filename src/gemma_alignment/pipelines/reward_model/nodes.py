@@ -36,11 +36,13 @@ def _normalizer(
 ) -> dict[str, float]:
     """Mean and sd of the raw score over the SFT model's own responses to training prompts."""
     from gemma_alignment.rollout.experience import rollout, score
+    from gemma_alignment.training.guards import check_measured
     from gemma_alignment.training.seeding import generator
 
     texts = [prompts[i]["prompt"] for i in range(min(settings.normalizer_prompts, len(prompts)))]
     found = rollout(model, chat, texts, 1, rollout_settings, generator(seed, "normalizer"), "reference")
     raw = score(model, found.sequences, found.ended, (0.0, 1.0), 0.0, settings.microbatch_size).double()
+    check_measured({"scores": raw}, [prompts[i]["prompt_id"] for i in range(len(raw))], "Reward model, normaliser")
     return {"mean": float(raw.mean()), "sd": max(1e-6, float(raw.std(correction=0))), "responses": float(len(raw))}
 
 
@@ -101,11 +103,13 @@ def train_reward_model(
     pairs = _pairs(chat, preferences_train, settings.drop_equal_scores)
     held_out = _pairs(chat, preferences_eval, settings.drop_equal_scores)
     _check_pairs(len(pairs), len(held_out))
+    ids = [row["prompt_id"] for row in _told_apart(preferences_train, settings.drop_equal_scores)]
     step = train_on(
         checkpoints, run_log, settings,
-        lambda start: preference.train_reward_model(model, pairs, settings, chat.pad_id, prepare_seed, start),
+        lambda start: preference.train_reward_model(model, pairs, settings, chat.pad_id, prepare_seed, start, ids),
     )  # fmt: skip
-    margins = preference.margins(model, held_out, chat.pad_id, settings.microbatch_size)
+    tested = [row["prompt_id"] for row in _told_apart(preferences_eval, settings.drop_equal_scores)]
+    margins = preference.margins(model, held_out, chat.pad_id, settings.microbatch_size, tested)
     run_log.append(UpdateRecord(step + 1, _accuracy(margins), {}))
     numbers = _normalizer(
         model, chat, prompts_train, settings, build(RolloutParameters, rollout, "rollout"), prepare_seed
@@ -129,6 +133,7 @@ def score_held_out(
     from gemma_alignment.modeling.sequences import sequences
     from gemma_alignment.parameters.training import RewardModelParameters, RolloutParameters
     from gemma_alignment.rollout.experience import score
+    from gemma_alignment.training.guards import check_measured
 
     settings = build(RewardModelParameters, reward_model, "reward_model")
     model, chat = open_base(sft_merged_model, modeling, prepare(runtime), prepare_seed)
@@ -137,14 +142,15 @@ def score_held_out(
     answers = [(row["prompt"], row[side][-1]["content"]) for row in told_apart for side in SIDES]
     tokens = [chat.encode_response(text) for _, text in answers]
     batch = sequences([chat.encode_prompt(prompt) for prompt, _ in answers], tokens, chat.pad_id)
-    outputs = score(model, batch, batch.response_mask.any(1), (0.0, 1.0), 0.0, settings.microbatch_size).tolist()
+    outputs = score(model, batch, batch.response_mask.any(1), (0.0, 1.0), 0.0, settings.microbatch_size)
+    check_measured({"scores": outputs}, [r["prompt_id"] for r in told_apart for _ in SIDES], "Reward model, card")
     read = _genrm_scores(
         model, chat, answers[: len(SIDES) * settings.genrm_pairs], build(RolloutParameters, rollout, "rollout")
     )
     gold = gold_of(preferences)
     found = [
         {
-            "output": round(outputs[i], 6),
+            "output": round(float(outputs[i]), 6),
             "tokens": len(tokens[i]),
             "characters": len(text),
             "gold": None if gold is None else round(float(gold(prompt, text)), 6),

@@ -12,17 +12,23 @@ Rows = Sequence[Mapping[str, Any]]
 logger = logging.getLogger(__name__)
 
 
-def _examples(chat: Any, rows: Rows, genrm: Rows, settings: Any, seed: int) -> list[tuple[list[int], list[int]]]:
-    """The mixture: shares of the chosen responses and of the GenRM records, as token ids."""
+def _examples(
+    chat: Any, rows: Rows, genrm: Rows, settings: Any, seed: int
+) -> tuple[list[tuple[list[int], list[int]]], list[str]]:
+    """The mixture: shares of the chosen responses and of the GenRM records, as token ids; what each is called."""
     from gemma_alignment.training.seeding import shuffled
 
-    chosen = [(row["prompt"], row["chosen"][-1]["content"]) for row in rows]
-    judged = [(row["messages"][0]["content"], row["messages"][1]["content"]) for row in genrm]
+    chosen = [(row["prompt"], row["chosen"][-1]["content"], row["prompt_id"]) for row in rows]
+    judged = [
+        (row["messages"][0]["content"], row["messages"][1]["content"], f"of train.jsonl, line {number}")
+        for number, row in enumerate(genrm, 1)
+    ]
     picked = []
     for name, pool, share in (("chosen", chosen, settings.chosen_share), ("genrm", judged, settings.genrm_share)):
         order = shuffled(len(pool), seed, f"sft-{name}")
         picked += [pool[i] for i in order[: round(share * len(pool))]]
-    return [(chat.encode_prompt(prompt), chat.encode_response(response)) for prompt, response in picked]
+    tokens = [(chat.encode_prompt(prompt), chat.encode_response(response)) for prompt, response, _ in picked]
+    return tokens, [name for _, _, name in picked]
 
 
 def train_sft(
@@ -45,24 +51,27 @@ def train_sft(
     device = prepare(runtime)
     model, chat = open_base(base_model, modeling, device, prepare_seed)
     model.add("policy")
-    examples = _examples(chat, preferences_train, genrm_train, settings, prepare_seed)
+    examples, names = _examples(chat, preferences_train, genrm_train, settings, prepare_seed)
     rows = [preferences_eval[i] for i in range(min(settings.eval_pairs, len(preferences_eval)))]
     held_out = [
         (chat.encode_prompt(row["prompt"]), chat.encode_response(row["chosen"][-1]["content"])) for row in rows
     ]
     size = settings.microbatch_size
-    before = perplexity(model, "policy", held_out, chat.pad_id, size)
+    ids = [row["prompt_id"] for row in rows]
+    before = perplexity(model, "policy", held_out, chat.pad_id, size, "SFT, before", ids)
     step = train_on(
         checkpoints, run_log, settings,
-        lambda start: train_supervised(model, examples, settings, chat.pad_id, prepare_seed, start),
+        lambda start: train_supervised(model, examples, settings, chat.pad_id, prepare_seed, start, names),
     )  # fmt: skip
-    after = perplexity(model, "policy", held_out, chat.pad_id, size)
+    after = perplexity(model, "policy", held_out, chat.pad_id, size, "SFT, after", ids)
     found = {"sft/perplexity_before": before, "sft/perplexity_after": after}
     if after >= before:
         logger.warning("SFT raised the perplexity of held-out chosen responses from %.3f to %.3f", before, after)
     if modeling["embedding"] != "as_saved":
         whole, _ = open_base(base_model, {**modeling, "embedding": "as_saved"}, device, prepare_seed)
-        found["sft/perplexity_embedding_as_saved"] = perplexity(whole, "reference", held_out, chat.pad_id, size)
+        found["sft/perplexity_embedding_as_saved"] = perplexity(
+            whole, "reference", held_out, chat.pad_id, size, "SFT, embedding as saved", ids
+        )
         logger.info(
             "Before SFT, perplexity is %.4f with the embedding in 8 bits, %.4f as saved.",
             *(before, found["sft/perplexity_embedding_as_saved"]),
@@ -149,6 +158,6 @@ def answer_with_sft(
         model, chat, [(row["prompt_id"], row["prompt"]) for row in prompts_eval], role="reference",
         settings=build(RolloutParameters, rollout, "rollout"), scale=read_normalizer(rm_model_bt),
         penalty=missing_eos_penalty, size=microbatch_size,
-        generator=generator(prepare_seed, "responses"), gold=gold_of(preferences),
+        generator=generator(prepare_seed, "responses"), gold=gold_of(preferences), where="SFT, answers",
     )  # fmt: skip
     return rows

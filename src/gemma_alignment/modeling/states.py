@@ -1,0 +1,82 @@
+"""Final hidden states of prompts and responses: packed into few rows where a model takes them so, padded otherwise."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gemma_alignment.modeling.packing import masks_for, pack
+from gemma_alignment.modeling.sequences import HasSequences
+
+_LOG = logging.getLogger(__name__)
+GAP = {True: 1e-4, False: 0.05}
+"""Largest difference of a state, packed against padded, relative to the largest state: by whether numbers are exact."""
+
+
+class Packing:
+    """Which way a model's states are computed: asked once, of its first batch, computed both ways.
+
+    The answer is part of a checkpoint: a run that goes on has another first batch and other weights, and the two
+    ways differ by rounding.
+    """
+
+    def __init__(self) -> None:
+        self.agrees: bool | None = None
+        """Whether packed states are the padded ones; None before the first batch."""
+
+    def states(self, model: Any, batch: HasSequences, exact: bool) -> tuple[Tensor, int]:
+        """States (B, T + 1, d), position t read before response token t and T after the last; positions computed.
+
+        ``exact``: whether the model computes in fp32 and nothing is quantised.
+        """
+        if self.agrees is None:
+            self.agrees = _agrees(model, batch, GAP[exact])
+        return (packed_states if self.agrees else padded_states)(model, batch)
+
+    def state_dict(self) -> dict[str, bool]:
+        """What a checkpoint keeps: nothing before the first batch."""
+        return {} if self.agrees is None else {"agrees": self.agrees}
+
+    def load_state_dict(self, state: Mapping[str, int | float]) -> None:
+        """Go on from where ``state_dict`` was taken."""
+        self.agrees = bool(state["agrees"]) if "agrees" in state else None
+
+
+def padded_states(model: Any, batch: HasSequences) -> tuple[Tensor, int]:
+    """The states and the real positions, a row a sequence."""
+    tokens = torch.cat([batch.prompt_tokens, batch.response_tokens], 1).to(model.device)
+    mask = torch.cat([batch.prompt_mask, batch.response_mask], 1).to(model.device)
+    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+    states = model.base_model(
+        input_ids=tokens, attention_mask=mask.long(), position_ids=positions, use_cache=False
+    ).last_hidden_state
+    return states[:, batch.prompt_tokens.shape[1] - 1 :], int(mask.sum())
+
+
+def packed_states(model: Any, batch: HasSequences) -> tuple[Tensor, int]:
+    """The same with each distinct prompt computed once."""
+    packed = pack(batch).to(model.device)
+    states = model.base_model(
+        input_ids=packed.tokens, position_ids=packed.positions, use_cache=False,
+        attention_mask=masks_for(model.config.get_text_config(), packed, model.dtype),
+    ).last_hidden_state  # fmt: skip
+    return states.flatten(0, 1)[packed.index], packed.real
+
+
+@torch.no_grad()
+def _agrees(model: Any, batch: HasSequences, allowed: float) -> bool:
+    """Whether the states are the same both ways: before the first response token and after every real one."""
+    try:
+        packed, padded = packed_states(model, batch)[0], padded_states(model, batch)[0]
+    except (TypeError, ValueError, RuntimeError) as error:
+        _LOG.warning("Sequences are padded, not packed: %s", str(error).splitlines()[0])
+        return False
+    before = torch.ones_like(batch.response_mask[:, :1])
+    real = torch.cat([before, batch.response_mask], 1).to(packed.device)
+    gap = float(((packed - padded)[real].abs().max() / padded[real].abs().max()).cpu())
+    if not gap <= allowed:
+        _LOG.warning("Sequences are padded, not packed: this model's packed states differ by %.2g", gap)
+        return False
+    return True
