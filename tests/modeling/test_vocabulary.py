@@ -229,7 +229,8 @@ def test_sft_measures_what_a_table_in_8_bits_costs(tmp_path, caplog: pytest.LogC
     from gemma_alignment.pipelines.sft.nodes import train_sft
 
     SavedModel(tiny_gemma(SHAPE, V, 0), chat().tokenizer).save_pretrained(str(tmp_path / "base"))
-    rows = [{"prompt": p, "chosen": [{"role": "assistant", "content": "apple and pear"}]} for p in PROMPTS]
+    chosen = [{"role": "assistant", "content": "apple and pear"}]
+    rows = [{"prompt_id": f"p{i}", "prompt": p, "chosen": chosen} for i, p in enumerate(PROMPTS)]
     settings = {
         **vars(TRAINING), "chosen_share": 1.0, "genrm_share": 0.0, "eval_pairs": 4, "checkpoint_every": 1,
         "checkpoints_kept": 1,

@@ -255,6 +255,10 @@ def test_the_page_has_the_sections_with_every_seed(made):
         shown = " · ".join(f"{v:.3f}" for v in scores["eval/score_mean"]["per_seed"].values())
         assert shown in text
     assert "significant" not in text[: text.index('id="data"')].lower()
+    stability = text[text.index('id="stability"') : text.index('id="ablations"')]
+    assert stability.count("n = 3, [") == len(FAMILIES), "an sd without its n says nothing"
+    sensitivity = text[text.index('id="sensitivity"') : text.index('id="cost"')]
+    assert sensitivity.count("3 seeds, sd at one value ") == 2 * 4, "two methods, four metrics"
     assert 'id="others"' not in text, "what has a section is not listed again"
 
 

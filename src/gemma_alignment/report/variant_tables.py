@@ -29,10 +29,11 @@ def stability(comparison: Block) -> Html | None:
 def _stable(block: Block) -> list[Content]:
     decimals = METRICS[block["metric"]].decimals
     span = f"{number(block['least'], decimals)} to {number(block['largest'], decimals)}"
+    sd, n = number(block["sd"], decimals), f"n = {len(block['per_seed'])}, "
     return [
         name_of(block["family"]),
         mean_and_seeds(block["mean"], block["per_seed"], decimals),
-        _estimate(number(block["sd"], decimals), block["sd_low"], block["sd_high"], block["reason"], decimals),
+        _estimate(sd, block["sd_low"], block["sd_high"], block["reason"], decimals, n),
         NONE if block["least"] is None else span,
         *(mean_and_seeds(one["worst"], one["per_seed"], decimals) for one in block["drawdown"].values()),
     ]
@@ -71,16 +72,19 @@ def _cell(one: Block, name: str, method: str) -> Html:
     return join([shown, change, h("small", said)])
 
 
-def _estimate(text: str, low: float | None, high: float | None, reason: str | None, decimals: int) -> Html:
-    """A number with its interval, or with the reason why it has none."""
+def _estimate(
+    text: str, low: float | None, high: float | None, reason: str | None, decimals: int, before: str = ""
+) -> Html:
+    """A number with its interval and what stands ``before`` that, or with the reason why it has none."""
     if low is None or high is None:
         return join([text, h("small", f"interval not estimable: {reason}", class_="reason")])
-    return join([text, h("small", bounds(low, high, decimals))])
+    return join([text, h("small", before + bounds(low, high, decimals))])
 
 
 def _between(block: Block, name: str) -> Html:
     decimals = METRICS[name].decimals
-    within = f"seed sd at one value {number(block['sd_within'], decimals)}"
+    seeds = len(block["seeds"])
+    within = f"{seeds} seed{'' if seeds == 1 else 's'}, sd at one value {number(block['sd_within'], decimals)}"
     return join([h("b", number(block["range_of_means"], decimals)), h("small", within)])
 
 

@@ -109,8 +109,10 @@ class Opened:
         for stage in run.stages:
             directory = stage.directory(self.data_root)
             record = Record.read(directory)
-            kind = kinds_of(record and record.variant_kind, run.params.get("variant_kind"))
-            if record is not None and kind != record.variant_kind:
+            if record is None:
+                continue
+            kind = kinds_of(record.variant_kind, run.params.get("variant_kind"))
+            if kind != record.variant_kind:
                 dataclasses.replace(record, variant_kind=kind).write(directory)
                 changed = True
         return changed
