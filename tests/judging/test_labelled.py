@@ -133,7 +133,7 @@ def test_labelled_pairs_go_through_the_judge_to_its_card(service, judge_section,
         "asked": 15, "right": 15, "tied": 0, "wrong": 0,
     }  # fmt: skip
     assert people["kappa"] == 1.0
-    assert card["cost_of_questions"] == pytest.approx(sum(row["cost"] for row in rows)) != 0.0
+    assert card["about_the_judge"]["cost"] == pytest.approx(sum(row["cost"] for row in rows)) != 0.0
     service.script = lambda n, payload: completion(verdict("1"))
     slots = judge_labelled([], JudgeConnection(tmp_path / "other.jsonl", "key"), section)
     people = describe_judge([], [], [], slots, [], section)["people"]
