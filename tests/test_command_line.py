@@ -1,6 +1,7 @@
 """The command line's last word: five lines of a finished study, one screen of an error that nobody foresaw."""
 
 import json
+from dataclasses import replace
 
 import click
 import pytest
@@ -8,16 +9,16 @@ from click.testing import CliRunner
 
 from gemma_alignment import cli
 from gemma_alignment.errors import NothingToDo, UserError
-from gemma_alignment.study.plan import Plan
+from gemma_alignment.study.plan import Plan, Variant
 from gemma_alignment.study.summary import summary
 
 PLAN = Plan(methods=("ppo", "grpo"), seeds=(42, 777), params={"data_root": "data/mine"}, env="test")
 STORE = "sqlite:////x/mlflow.db"
 
 
-def lines(tmp_path, status="FINISHED", **counts):
+def lines(tmp_path, status="FINISHED", plan=PLAN, **counts):
     counts = {"done": 6, "failed": 0, "closed": 1, **counts}
-    return summary("study-1", status, counts, 3725.0, PLAN, tmp_path, STORE)
+    return summary("study-1", status, counts, 3725.0, plan, tmp_path, STORE)
 
 
 def test_a_finished_study_ends_in_five_lines(tmp_path):
@@ -33,6 +34,14 @@ def test_a_finished_study_ends_in_five_lines(tmp_path):
         "Ask one:   python -m gemma_alignment chat --method grpo --seed 777 --compare --env=test"
         " --params data_root=data/mine",
     ]
+
+
+def test_the_policy_to_ask_is_one_as_configured_where_there_is_any(tmp_path):
+    varied = replace(PLAN, variants=(Variant("grpo", "grpo.group_size", 4),))
+    assert varied.arms[-1].stages[0].variant == "group_size-4"
+    assert lines(tmp_path, plan=varied)[-1] == lines(tmp_path)[-1]
+    given = replace(PLAN, params={"variant": "mine"})
+    assert lines(tmp_path, plan=given)[-1].endswith("--seed 777 --compare --env=test --params variant=mine")
 
 
 def test_a_broken_one_names_the_way_on_and_claims_no_result(tmp_path):

@@ -52,10 +52,11 @@ def _result(path: Path) -> str | None:
 
 
 def _chat(plan: Plan) -> str | None:
-    """The command that asks the last policy of the study."""
+    """The command that asks the last policy of the study, a configured one where there is any."""
     if not plan.arms:
         return None
-    stage: Stage = plan.arms[-1].stages[0]
+    stages: list[Stage] = [run.stages[0] for run in plan.arms]
+    stage = next((one for one in reversed(stages) if not one.variant), stages[-1])
     if stage.name not in ARMS:
         return None
     given = {key: str(value) for key, value in plan.params.items() if key == "data_root"}
