@@ -68,6 +68,7 @@ def test_five_hundred_iterations_leave_no_trace_but_their_files(
     share = sum(sending) / spent
     record_property("figures", f"{memory[0]=:.0f} {memory[-1]=:.0f} {share=:.4f} {spent=:.0f}")
     assert memory[-1] < 1.02 * memory[0], memory
-    assert len(set(opened)) == 1 and len(set(threads)) == 1, (opened, threads)
+    assert max(opened) - min(opened) <= 1, opened  # one more at a moment at which the writer has the store open
+    assert len(set(threads)) == 1, threads
     assert all(after[kind] > before[kind] for before, after in pairwise(sizes) for kind in before)
     assert share < 0.02
