@@ -25,7 +25,7 @@ def drifting(monkeypatch: pytest.MonkeyPatch, off: Collection[int]) -> None:
         found = real(*args)
         seen.append(1)
         logprobs = found.logprobs.clone()
-        logprobs[1, 0] += 3 * AGREEMENT * (len(seen) in off)
+        logprobs[1, 0] += 1.5 * AGREEMENT * (len(seen) in off)
         return replace(found, logprobs=logprobs)
 
     monkeypatch.setattr(experience, "rollout", moved)

@@ -13,8 +13,12 @@ from gemma_alignment.rollout.sampling import Rollout, sample
 from gemma_alignment.schemas import Experience, order_by_prompt
 
 _LOG = logging.getLogger(__name__)
-AGREEMENT = 1e-5
-"""Largest gap of a token's log-probability, in nats, at which the sampler's stand for those of a training forward."""
+AGREEMENT = 5e-5
+"""Largest gap of one token's log-probability, in nats, at which the sampler's stand for those of a training forward.
+
+Half of what the guard on the first ratio allows, so that a sampler is given up before it stops a run."""
+MEAN_AGREEMENT = 5e-6
+"""The same of the mean gap over all tokens."""
 
 
 class OldLogprobs:
@@ -39,15 +43,16 @@ class OldLogprobs:
         if trusted and not ask:
             return found.logprobs, None
         trained = role_logprobs(model, "policy", found.sequences, settings.temperature, size)
-        gap = (trained - found.logprobs).abs().amax(1)
+        gap = (trained - found.logprobs).abs()
         if model.is_exact and self._sampler_agrees is not False:
-            self._sampler_agrees = float(gap.max()) <= AGREEMENT
+            mean = float(gap.sum(dtype=torch.float64)) / max(1, int(found.sequences.response_mask.sum()))
+            self._sampler_agrees = float(gap.max()) <= AGREEMENT and mean <= MEAN_AGREEMENT
             if not self._sampler_agrees:
                 _LOG.warning(
                     "Sampler and training forward differ by up to %.2g nats a token: from here on the policy's second "
                     "forward is made in every iteration", float(gap.max()),
                 )  # fmt: skip
-        return (found.logprobs if trusted and self._sampler_agrees else trained), gap
+        return (found.logprobs if trusted and self._sampler_agrees else trained), gap.amax(1)
 
     def state_dict(self) -> dict[str, bool]:
         """What a checkpoint keeps: nothing before the first batch."""
