@@ -30,6 +30,7 @@ SECTIONS = {
         ("pretraining", "batch_size", 0, "batch_size is 0"),
         ("pretraining", "warmup_share", 2.0, "warmup_share is 2.0"),
         ("kl_control", "max_fall", 5.0, "max_fall is 5.0"),
+        ("kl_control", "ceiling", 0.04, "ceiling is 0.04, below a phase's value, 0.05"),
         ("kl_control", "max_rise", -5.0, "max_rise is -5.0"),
     ],
 )

@@ -51,6 +51,16 @@ def test_it_never_falls_below_the_phases_value():
         assert coef == SCHEDULE[min(3 * iteration // 80, 2)]
 
 
+def test_a_kl_that_nothing_brings_down_winds_it_up_to_the_ceiling_and_no_further():
+    free, bounded = _controller(), _controller(ceiling=10.0)
+    for _ in range(100):
+        free.update(7.0, 96, 0.1)
+        bounded.update(7.0, 96, 0.1)
+    assert free.coef > 1e15
+    assert bounded.coef == 10.0
+    assert bounded.update(0.4, 96, 0.1) == pytest.approx(9.0)  # and it comes down at once
+
+
 def test_it_rises_faster_than_it_falls():
     control = _controller(schedule=[0.01])
     control.update(kl=5.0, n=96, progress=0.1)
@@ -126,6 +136,7 @@ def test_a_divergence_that_is_not_finite_is_refused_and_changes_nothing(kl):
         ({"horizon": 0}, "above 0"),
         ({"max_rise": -0.1}, "max_rise"),
         ({"max_fall": 1.5}, "max_fall"),
+        ({"ceiling": 0.04}, "ceiling 0.04 lies below"),
     ],
 )
 def test_settings_without_meaning_are_refused(changes, message):

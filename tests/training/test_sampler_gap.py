@@ -90,3 +90,14 @@ def test_a_run_that_goes_on_takes_its_old_log_probabilities_from_where_the_first
     drifting(monkeypatch, {4 - done})
     rest = [record.metrics for record in optimize(one_run(), states[done])]
     assert rest == whole[done + 1 :]
+
+
+@pytest.mark.parametrize("method", ["grpo", "ppo"])
+def test_operations_are_those_of_training_however_often_it_is_evaluated(method: str) -> None:
+    """Neither held-out evaluation nor the comparison of the sampler is work that a budget pays for."""
+    ends = []
+    for every in (1, 6):
+        records = list(optimize(run(method, shared_changes={**LONG, "eval_every": every})))
+        ends.append([record.metrics["budget/flops"] for record in records if record.iteration])
+    assert ends[0] == ends[1]
+    assert 0.0 < ends[0][0] < ends[0][-1]

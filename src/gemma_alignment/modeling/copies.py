@@ -117,6 +117,8 @@ class SeparateCopies:
 
     def count_from(self, flops: float) -> None:
         """Let the count of operations go on from that of an earlier attempt."""
+        for one in self._copies.values():
+            one.count_from(0.0)
         self.holder("policy").count_from(flops)
 
     @property

@@ -49,7 +49,7 @@ class RoleModel(Protocol):
         """Floating-point operations counted since the model was made."""
 
     def count_from(self, flops: float) -> None:
-        """Let that count go on from an earlier attempt's."""
+        """Let that count go on from here: from an earlier attempt's, or as before what does not count."""
 
 
 class Kept(Protocol):

@@ -226,7 +226,7 @@ class SharedBase:
         return self._flops
 
     def count_from(self, flops: float) -> None:
-        """Let the count of operations go on from that of an earlier attempt."""
+        """Let the count of operations go on from here: from an earlier attempt's, or as before what does not count."""
         self._flops = flops
 
     @contextmanager

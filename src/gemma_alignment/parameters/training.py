@@ -274,6 +274,8 @@ class KLControlParameters:
     """Largest relative rise of the coefficient per horizon."""
     max_fall: float
     """Largest relative fall of the coefficient per horizon."""
+    ceiling: float
+    """Largest coefficient."""
 
     def __post_init__(self) -> None:
         check_positive(target=self.target, horizon=self.horizon)
@@ -282,6 +284,8 @@ class KLControlParameters:
             raise ValueError(f"max_rise is {self.max_rise}, but cannot be negative")
         if not self.schedule or min(self.schedule) < 0:
             raise ValueError(f"schedule {self.schedule} needs at least one phase and no negative value")
+        if self.ceiling < max(self.schedule):
+            raise ValueError(f"ceiling is {self.ceiling}, below a phase's value, {max(self.schedule)}")
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def train_policy(
         held_out=_held_out(chat, prompts_eval, preferences_eval, shared.eval_prompts),
         settings=shared, rollout=build(p.RolloutParameters, rollout, "rollout"),
         kl_controller=KLController(
-            control.schedule, control.target, control.horizon, control.max_rise, control.max_fall
+            control.schedule, control.target, control.horizon, control.max_rise, control.max_fall, control.ceiling
         ),
         score_normalizer=score_normalizer(how.normalize_scores, *start_at, ema.decay),
         scale=(mean, sd), seed=seed, evaluation_seed=prepare_seed,

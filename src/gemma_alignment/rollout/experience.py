@@ -42,6 +42,7 @@ class OldLogprobs:
         trusted = model.is_exact and self._sampler_agrees
         if trusted and not ask:
             return found.logprobs, None
+        counted = model.forward_flops()
         trained = role_logprobs(model, "policy", found.sequences, settings.temperature, size)
         gap = (trained - found.logprobs).abs()
         if model.is_exact and self._sampler_agrees is not False:
@@ -52,7 +53,10 @@ class OldLogprobs:
                     "Sampler and training forward differ by up to %.2g nats a token: from here on the policy's second "
                     "forward is made in every iteration", float(gap.max()),
                 )  # fmt: skip
-        return (found.logprobs if trusted and self._sampler_agrees else trained), gap.amax(1)
+        if trusted and self._sampler_agrees:
+            model.count_from(counted)  # a comparison is a measurement, no part of the training
+            return found.logprobs, gap.amax(1)
+        return trained, gap.amax(1)
 
     def state_dict(self) -> dict[str, bool]:
         """What a checkpoint keeps: nothing before the first batch."""

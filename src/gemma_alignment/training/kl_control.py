@@ -12,11 +12,12 @@ class KLController:
     Training falls into phases of equal length. When one begins, the coefficient is set to the phase's
     value; inside it
 
-        coef <- max(floor, coef · (1 + clip(KL / target − 1, −max_fall, max_rise) · n / horizon))
+        coef <- min(ceiling, max(floor, coef · (1 + clip(KL / target − 1, −max_fall, max_rise) · n / horizon)))
 
     with the phase's value as the floor. It rises fast and falls slowly: a symmetric controller without
     the floor lets the KL swing, and the policy finds the reward model's errors on every upswing. A
-    floor of 0 stays 0.
+    floor of 0 stays 0. The ceiling ends the winding up: where a policy stays above the target whatever its
+    coefficient, as one whose learning rate has run out, the product would grow without end.
 
     Args:
         schedule: the phases' values, starts and floors in one.
@@ -24,6 +25,7 @@ class KLController:
         horizon: responses over which one full correction is made.
         max_rise: largest relative rise per horizon.
         max_fall: largest relative fall per horizon.
+        ceiling: largest coefficient.
 
     Raises:
         ValueError: for values without meaning.
@@ -38,6 +40,7 @@ class KLController:
         horizon: float,
         max_rise: float = 0.5,
         max_fall: float = 0.1,
+        ceiling: float = math.inf,
     ):
         if not schedule or min(schedule) < 0:
             raise ValueError(f"schedule {tuple(schedule)} needs at least one phase and no negative value")
@@ -45,6 +48,9 @@ class KLController:
             raise ValueError(f"target {target} and horizon {horizon} must be above 0")
         if max_rise < 0 or not 0 <= max_fall <= 1:
             raise ValueError(f"max_rise {max_rise} must be 0 or more, max_fall {max_fall} between 0 and 1")
+        if ceiling < max(schedule):
+            raise ValueError(f"ceiling {ceiling} lies below a phase's value, {max(schedule)}")
+        self._ceiling = float(ceiling)
         self._schedule = tuple(float(value) for value in schedule)
         self._target, self._horizon = float(target), float(horizon)
         self._max_rise, self._max_fall = float(max_rise), float(max_fall)
@@ -77,7 +83,8 @@ class KLController:
             self._phase, self._coef = phase, self._schedule[phase]
         else:
             error = min(max(kl / self._target - 1, -self._max_fall), self._max_rise)
-            self._coef = max(self._schedule[phase], self._coef * (1 + error * n / self._horizon))
+            moved = self._coef * (1 + error * n / self._horizon)
+            self._coef = min(self._ceiling, max(self._schedule[phase], moved))
         return self._coef
 
     def state_dict(self) -> dict[str, float]:

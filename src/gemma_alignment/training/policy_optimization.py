@@ -221,11 +221,13 @@ def _add(stats: dict[str, float], found: dict[str, Tensor]) -> None:
 
 
 def _evaluation(run: Run, iteration: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Held-out metrics with the same random numbers at every evaluation of every run."""
+    """Held-out metrics with the same random numbers at every evaluation of every run; no part of the budget."""
+    counted = run.model.forward_flops()
     metrics, rows = evaluate_policy(
         run.model, run.chat, run.held_out, settings=run.rollout, scale=run.scale,
         penalty=run.settings.missing_eos_penalty, size=run.settings.microbatch_size,
         generator=generator(run.evaluation_seed, "evaluation"), gold=run.gold,
         where=f"{run.method.name}, evaluation at iteration {iteration}",
     )  # fmt: skip
+    run.model.count_from(counted)
     return metrics, [{"iteration": iteration, **row} for row in rows[: run.settings.samples_per_evaluation]]
