@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from gemma_alignment.errors import UserError
+from gemma_alignment.fingerprints import Record
 from gemma_alignment.hooks.tracking import PARENT, STUDY
 from gemma_alignment.study.command import planned, start
 from gemma_alignment.study.local import run_study
@@ -175,12 +176,18 @@ def test_a_study_that_was_shot_before_it_wrote_anything_is_gone_on_with_or_ended
         return half.client.get_run(run_id).info.status
 
     elsewhere, shot = parent(half.root), parent()
-    under = half.client.create_run(experiment, tags={"mlflow.parentRunId": shot}).info.run_id
+    under, outlives = (
+        half.client.create_run(experiment, tags={"mlflow.parentRunId": shot}).info.run_id for _ in range(2)
+    )
+    folder = half.data / "07_model_output/grpo/seed=9"
+    folder.mkdir(parents=True)
+    Record("grpo", 9, "", {}, {}, mlflow_run_id=outlives).write(folder)  # of this process, which lives
     assert parent(resume=True) == shot
     assert [status(one) for one in (shot, under, elsewhere)] == ["RUNNING"] * 3
     following = parent()
     assert following not in (shot, elsewhere)
     assert [status(one) for one in (shot, under, elsewhere, following)] == ["KILLED", "KILLED", "RUNNING", "RUNNING"]
+    assert status(outlives) == "RUNNING"
 
 
 @pytest.mark.cli

@@ -2,7 +2,7 @@
 
 import logging
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from gemma_alignment.datasets.metric_writer import synchronize
 from gemma_alignment.datasets.run_log import RunLog
 from gemma_alignment.errors import brief
-from gemma_alignment.fingerprints import Record, Status
+from gemma_alignment.fingerprints import RECORD, Record, Status
 from gemma_alignment.hooks.provenance import command, git_commit
 from gemma_alignment.hooks.session import MLFLOW_STATUS
 from gemma_alignment.hooks.store import find_run
@@ -27,7 +27,8 @@ class ParentRun:
     """The parent of every run of one study: a new one, or that of an earlier attempt which this one finishes.
 
     A study that was shot leaves its run RUNNING. Whoever holds the data folder now knows that it is dead: with
-    ``resume`` the run is gone on with, else it ends as KILLED, and whatever stands under it.
+    ``resume`` the run is gone on with, else it ends as KILLED, and whatever stands under it but a stage whose own
+    process outlived the study's and still trains.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class ParentRun:
         run = self._study_of(earlier) or (left[0] if resume and left else None)
         for one in left:
             if run is None or one.info.run_id != run.info.run_id:
-                self._end(one.info.run_id, "KILLED")
+                self._end(one.info.run_id, "KILLED", _living(data_root))
         self.name: str = name if run is None else run.info.run_name
         own = {
             "study": self.name,
@@ -138,14 +139,21 @@ class ParentRun:
         with self._patient():
             self._end(self.run_id, status)
 
-    def _end(self, run_id: str, status: str) -> None:
+    def _end(self, run_id: str, status: str, spared: Collection[str] = ()) -> None:
         under = self._client.search_runs(
             [self._experiment], f"tags.mlflow.parentRunId = '{run_id}' and attributes.status = 'RUNNING'"
         )
         for run in under:
-            self._client.set_terminated(run.info.run_id, "KILLED" if status == "KILLED" else "FAILED")
+            if run.info.run_id not in spared:
+                self._client.set_terminated(run.info.run_id, "KILLED" if status == "KILLED" else "FAILED")
         self._client.set_terminated(run_id, status)
 
     def _is_running(self, run_id: str) -> bool:
         info: Any = self._client.get_run(run_id).info
         return bool(info.status == "RUNNING")
+
+
+def _living(data_root: Path) -> set[str]:
+    """The MLflow runs of the stages in the folder whose process is there."""
+    records = ((path.parent, Record.read(path.parent)) for path in data_root.rglob(RECORD))
+    return {one.mlflow_run_id for folder, one in records if one and one.mlflow_run_id and one.is_alive(folder)}
