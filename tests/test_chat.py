@@ -1,9 +1,14 @@
 """``python -m gemma_alignment chat`` on the policy of a finished study."""
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 
-from gemma_alignment.chat import Trained, talk
+from gemma_alignment.chat import Conversation, Trained, talk
 from gemma_alignment.errors import UserError
+from gemma_alignment.pipelines import models
 
 PARAMETERS = {"seed": 777, "prepare_seed": 42, "variant": "", "data_root": "data"}
 
@@ -17,6 +22,44 @@ def test_prompts_from_a_pipe_are_answered_by_both_models(toy_study):
     assert code == 0, text
     named = [line.split(":")[0] for line in text.splitlines()]
     assert named == ["grpo-seed42", "sft", "grpo-seed42", "sft"]
+
+
+@pytest.fixture
+def trained_elsewhere(toy_study, tmp_path):
+    """A data folder with the toy study's models, and PPO's policy in GRPO's place."""
+    root = tmp_path / "data"
+    shutil.copytree(toy_study.root / "data/06_models", root / "06_models")
+    models = root / "06_models"
+    shutil.rmtree(models / "grpo/seed=42/policy")
+    shutil.copytree(models / "ppo/seed=42/policy", models / "grpo/seed=42/policy")
+    return root
+
+
+def parameters_of(toy_study, root):
+    record = json.loads((toy_study.root / "data/07_model_output/grpo/seed=42/run.json").read_text())
+    return {**record["parameters"], "seed": 42, "prepare_seed": 42, "variant": None, "data_root": str(root)}
+
+
+@pytest.mark.pipeline
+def test_a_policy_of_another_method_is_refused(toy_study, trained_elsewhere):
+    parameters = parameters_of(toy_study, trained_elsewhere)
+    trained = Trained.find(Path("/"), "grpo", parameters)
+    with pytest.raises(UserError, match="ppo"):
+        Conversation(trained, parameters, None)
+
+
+@pytest.mark.pipeline
+def test_the_base_is_the_one_that_the_run_was_trained_on(toy_study, trained_elsewhere, monkeypatch):
+    parameters = parameters_of(toy_study, trained_elsewhere)
+    trained, opened = Trained.find(Path("/"), "ppo", parameters), []
+    chained = {**parameters["modeling"], "rl_base": "sft_adapter"}
+    trained.record.parent.mkdir(parents=True)
+    trained.record.write_text(json.dumps({"parameters": {"modeling": chained}}))
+    real = models.open_start
+    monkeypatch.setattr(models, "open_start", lambda start, *rest: opened.append(rest[0]) or real(start, *rest))
+    with pytest.raises(UserError, match="base"):  # the adapter says that it belongs to the merged model
+        Conversation(trained, parameters, None)
+    assert opened == [chained]
 
 
 class Echo:

@@ -1,5 +1,6 @@
 """``chat``: prompts answered by a trained policy, and by the SFT model that it started from."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +12,19 @@ from gemma_alignment.modeling.protocols import Role
 from gemma_alignment.parameters.training import RolloutParameters
 from gemma_alignment.stages import ARMS, Stage
 
-MODELS = "06_models"
+MODELS, OUTPUT = "06_models", "07_model_output"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A policy on disk: where it is, and the base that it belongs to."""
+    """A policy on disk: where it is, the models that it may belong to, and the record of its run."""
 
     name: str
     """``grpo-seed777``."""
-    base: Path
+    method: str
+    models: Path
     policy: Path
+    record: Path
 
     @classmethod
     def find(cls, project: Path, method: str, parameters: Mapping[str, Any]) -> Self:
@@ -33,15 +36,24 @@ class Trained:
         if method not in ARMS:
             raise UserError(f"unknown method {method}; there are {', '.join(ARMS)}")
         stage = Stage.of(method, parameters)
-        models = project / str(parameters["data_root"]) / MODELS
-        found = cls(stage.run_name, models / "sft_merged_model", models / stage.folder / "policy")
-        if found.policy.is_dir() and found.base.is_dir():
+        root = project / str(parameters["data_root"])
+        models, record = root / MODELS, root / OUTPUT / stage.folder / "run.json"
+        found = cls(stage.run_name, method, models, models / stage.folder / "policy", record)
+        if found.policy.is_dir() and (models / "sft_merged_model").is_dir():
             return found
         there = sorted(f"{one.parent.parent.name} {one.parent.name}" for one in models.glob("*/seed=*/policy"))
         raise UserError(
             f"no policy of {stage.run_name} at {found.policy}. Trained are: {', '.join(there) or 'none'}.\n"
             f"Train it by: kedro run --pipeline={method} --params seed={stage.seed}"
         )
+
+    def modeling(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        """How its base was held when it was trained; as it is configured now, where the run left no record."""
+        try:
+            recorded: Mapping[str, Any] = json.loads(self.record.read_text(encoding="utf-8"))["parameters"]["modeling"]
+        except (OSError, ValueError, KeyError):
+            return dict(parameters["modeling"])
+        return recorded
 
 
 class Conversation:
@@ -50,7 +62,7 @@ class Conversation:
     def __init__(self, trained: Trained, parameters: Mapping[str, Any], temperature: float | None) -> None:
         from dataclasses import replace
 
-        from gemma_alignment.pipelines.models import open_base, prepare
+        from gemma_alignment.pipelines.models import Start, load_role, open_start, prepare
 
         self._name = trained.name
         settings = build(RolloutParameters, parameters["rollout"], "rollout")
@@ -58,8 +70,10 @@ class Conversation:
         self._settings = replace(settings, temperature=chosen, weights="adapter")
         self._seed = int(parameters["seed"])
         device = prepare(parameters["runtime"])
-        self._model, self._chat = open_base(str(trained.base), parameters["modeling"], device, self._seed)
-        self._model.load("policy", str(trained.policy))
+        names = ("sft_merged_model", "base_model", "sft_adapter")
+        start, modeling = Start(*(str(trained.models / name) for name in names)), trained.modeling(parameters)
+        self._model, self._chat = open_start(start, modeling, device, self._seed)
+        load_role(self._model, "policy", str(trained.policy), start.base(modeling), trained.method)
         self._asked = 0
 
     def answers(self, prompt: str, compare: bool) -> Iterator[tuple[str, str]]:
