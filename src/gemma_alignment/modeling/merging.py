@@ -5,6 +5,8 @@ the adapter is added, and the sum lives in a model of its own (peft issues 2105 
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,14 +25,29 @@ def base_weight(layer: Any) -> Tensor:
 
 
 def empty_copy(model: Any, dtype: torch.dtype) -> Any:
-    """A model of the same class and shape without quantisation and without adapters."""
+    """A model of the same class and shape without quantisation and without adapters.
+
+    It is made in ``dtype`` and not cast to it: made in fp32, a model for bf16 takes twice its memory on the way, and
+    the cast rounds the frequencies of the rotary embedding, which are fp32 in every loaded model.
+    """
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    with torch.random.fork_rng(devices=[]), torch.device(model.device):
-        plain = type(model)(config).to(dtype)
+    with torch.random.fork_rng(devices=[]), torch.device(model.device), _made_in(dtype):
+        plain = type(model)(config)
     plain.generation_config = copy.deepcopy(model.generation_config)
     return plain.eval().requires_grad_(False)
+
+
+@contextmanager
+def _made_in(dtype: torch.dtype) -> Iterator[None]:
+    """New floating-point tensors have ``dtype`` inside the block."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @torch.no_grad()
