@@ -94,13 +94,35 @@ def test_a_switch_before_the_backward_is_refused() -> None:
             raise AssertionError("entered a role inside a role")
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("where", ["after the role", "in another role", "in a later entry", "with another adapter"])
+def test_a_backward_elsewhere_than_its_forward_is_refused(where: str, checkpointing: bool) -> None:
+    """Without the check each of these gives no error and no gradient, or that of another adapter."""
+    model = shared()
+    model._checkpointing = checkpointing
+    with model.role("policy", train=True):
+        loss = model.logprobs(batch(), 1.0)[0].sum()
+        if where == "with another adapter":
+            model.peft.set_adapter("critic")
+            with pytest.raises(RuntimeError, match="a backward of the role 'policy' runs in the role 'policy', with"):
+                loss.backward()
+            model.peft.set_adapter("policy")
+    if where == "after the role":
+        with pytest.raises(RuntimeError, match="a backward of the role 'policy' runs outside of every role"):
+            loss.backward()
+    elif where != "with another adapter":
+        role = "critic" if where == "in another role" else "policy"
+        with model.role(role, train=True), pytest.raises(RuntimeError, match=f"'policy' runs in the role '{role}'"):
+            loss.backward()
+    assert all(parameter.grad is None for parameter in model.parameters_of("policy"))
+
+
 def test_an_adapter_that_is_switched_behind_a_role_is_noticed_before_any_step() -> None:
     model = shared()
     with pytest.raises(RuntimeError, match="the active adapter is critic at the end of the role 'policy'"):
         with model.role("policy", train=True):
-            loss = model.logprobs(batch(), 1.0)[0].sum()
+            model.logprobs(batch(), 1.0)[0].sum().backward()
             model.peft.set_adapter("critic")
-            loss.backward()
     with model.role("policy"):
         assert model.logprobs(batch(), 1.0)[0].shape == batch().response_mask.shape
 

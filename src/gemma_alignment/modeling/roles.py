@@ -10,6 +10,7 @@ missing or wrong; so a role is a context, and entering a second one inside it is
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -45,6 +46,7 @@ class SharedBase:
         self._lora = lora
         self._seed = seed
         self._active: Role | None = None
+        self._entries = 0
         self._chained = False
         self._merged: Any = None
         self._checkpointing = gradient_checkpointing
@@ -113,12 +115,14 @@ class SharedBase:
         """Play a role for a forward and its backward.
 
         Raises:
-            RuntimeError: inside another role, where a switch would corrupt the pending backward; and at the end,
-                when the adapter was switched behind the role's back.
+            RuntimeError: inside another role, where a switch would corrupt the pending backward; at the end,
+                when the adapter was switched behind the role's back; and in a backward outside of the entry that
+                its forward was made in, or after such a switch.
         """
         if self._active is not None:
             raise RuntimeError(f"cannot become {name!r} inside the role {self._active!r}: finish its backward first")
         self._active = name
+        self._entries += 1
         try:
             with torch.set_grad_enabled(train):
                 if name == "reference" and not self._chained:
@@ -130,7 +134,7 @@ class SharedBase:
                 else:
                     self._activate(name)
                     self._prepare(name, train)
-                    active = list(self.peft.base_model.active_adapters)
+                    active = self._adapters()
                     yield
                     self._check_unswitched(name, active)
         finally:
@@ -147,7 +151,7 @@ class SharedBase:
 
     def _check_unswitched(self, name: Role, active: list[str]) -> None:
         """At the end of a role: the same adapters are active as at its beginning."""
-        found = list(self.peft.base_model.active_adapters)
+        found = self._adapters()
         if found != active:
             raise RuntimeError(
                 f"the active adapter is {', '.join(found)} at the end of the role {name!r}: its gradients are missing "
@@ -185,7 +189,21 @@ class SharedBase:
             raise RuntimeError("a forward pass needs a role: use `with model.role(...)`")
         states, positions = self.packing.states(self.model, batch, self.is_exact)
         self._flops += (4.0 if torch.is_grad_enabled() else 2.0) * self._size * positions
+        if states.requires_grad:
+            states.register_hook(partial(self._check_backward, self._active, self._entries, self._adapters()))
         return states
+
+    def _adapters(self) -> list[str]:
+        return [] if self.peft is None else list(self.peft.base_model.active_adapters)
+
+    def _check_backward(self, name: Role, entry: int, active: list[str], gradient: Tensor) -> None:
+        """A backward runs where its forward did: elsewhere the gradients would be none, or another adapter's."""
+        if self._active != name or self._entries != entry or self._adapters() != active:
+            now = f"in the role {self._active!r}" if self._active else "outside of every role"
+            raise RuntimeError(
+                f"a backward of the role {name!r} runs {now}, with the adapter {', '.join(self._adapters())}: "
+                "it must end before its role does, with its own adapter active"
+            )
 
     def head(self, states: Tensor) -> Tensor:
         """Logits (N, V) of hidden states (N, d): for a few positions at a time, see ``positions_at_a_time``."""
