@@ -154,7 +154,7 @@ def test_values_and_scores_are_those_of_the_padded_way() -> None:
             found.append((scores, model.values(rows)[rows.response_mask]))
         positions = int(rows.prompt_mask.sum() + rows.response_mask.sum())
         shared_prompt = int(rows.prompt_mask[0].sum()) if packs else 0
-        assert model.forward_flops() == 2 * 2 * model._size * (positions - shared_prompt)
+        assert model.forward_flops() == 2 * 2 * model._body_size * (positions - shared_prompt)
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=0)
     assert SHAPE.max_positions > rows.response_mask.shape[1]
 
@@ -222,3 +222,17 @@ def test_copies_of_the_base_each_keep_their_own_answer() -> None:
     assert first.packing.state_dict() == {"policy": True, "reward": False}
     again.packing.load_state_dict(first.packing.state_dict())
     assert [again.holder(role).packing.agrees for role in ("policy", "reward", "critic")] == [True, False, None]
+
+
+def test_the_head_counts_where_logits_are_read_and_nowhere_else() -> None:
+    rows = sequences([chat().encode_prompt("Name two fruits.")], [chat().encode_response("apple and pear")], 0)
+    model = shared()
+    inner, head = model.model.model, model.model.get_output_embeddings()
+    matrices = ((name, p.numel()) for name, p in inner.named_parameters() if p.dim() == 2)
+    weights = sum(size for name, size in matrices if "lora" not in name and "embed" not in name)
+    prompt, response = int(rows.prompt_mask.sum()), int(rows.response_mask.sum())
+    with model.role("policy"):
+        model.logprobs(rows, 1.0)
+    assert model.forward_flops() == 2 * (weights * (prompt + response) + head.weight.numel() * response)
+    model.count_decoding(7)
+    assert model.forward_flops() == 2 * (weights * (prompt + response + 7) + head.weight.numel() * (response + 7))

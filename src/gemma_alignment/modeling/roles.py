@@ -53,7 +53,8 @@ class SharedBase:
         self._optimizer: Kind = optimizer
         self._flops = 0.0
         self.packing = Packing()
-        self._size = _matmul_parameters(base)
+        self._head_size = _matmul_parameters(base.get_output_embeddings())
+        self._body_size = _matmul_parameters(base) - self._head_size
 
     @property
     def is_exact(self) -> bool:
@@ -188,10 +189,14 @@ class SharedBase:
         if self._active is None:
             raise RuntimeError("a forward pass needs a role: use `with model.role(...)`")
         states, positions = self.packing.states(self.model, batch, self.is_exact)
-        self._flops += (4.0 if torch.is_grad_enabled() else 2.0) * self._size * positions
+        self._count(self._body_size, positions)
         if states.requires_grad:
             states.register_hook(partial(self._check_backward, self._active, self._entries, self._adapters()))
         return states
+
+    def _count(self, size: int, positions: int) -> None:
+        """Add a forward of ``size`` weights over so many positions, and its backward where there will be one."""
+        self._flops += (4.0 if torch.is_grad_enabled() else 2.0) * size * positions
 
     def _adapters(self) -> list[str]:
         return [] if self.peft is None else list(self.peft.base_model.active_adapters)
@@ -221,6 +226,7 @@ class SharedBase:
         states = self._hidden(batch)[:, :-1]
         mask = batch.response_mask.to(self.device)
         tokens = batch.response_tokens.to(self.device)[mask]
+        self._count(self._head_size, len(tokens))
         found, spread = chunked_logprobs(states[mask], tokens, self.head, temperature, self.positions_at_a_time)
         zeros = torch.zeros(mask.shape, device=self.device)
         return zeros.masked_scatter(mask, found), zeros.masked_scatter(mask, spread)
@@ -240,7 +246,10 @@ class SharedBase:
         return self.heads["reward"](states[torch.arange(len(last), device=self.device), last])
 
     def forward_flops(self) -> float:
-        """2 N operations per token of a forward, 2 N more for the backward through a frozen base."""
+        """2 N operations per token of a forward, 2 N more for the backward through a frozen base.
+
+        N are the weights of the linear layers that the token passes: the head's only where logits are read.
+        """
         return self._flops
 
     def count_from(self, flops: float) -> None:
@@ -261,17 +270,17 @@ class SharedBase:
 
     def count_decoding(self, tokens: int) -> None:
         """Add the forward passes of sampling to the count of operations."""
-        self._flops += 2.0 * self._size * tokens
+        self._flops += 2.0 * (self._body_size + self._head_size) * tokens
 
     def merged(self, role: Role, dtype: torch.dtype) -> Any:
         """A plain model of its own with the role's adapter added to the dequantised base."""
         return write_merged(self.model, role, empty_copy(self.model, dtype))
 
 
-def _matmul_parameters(base: Any) -> int:
-    """Weights that multiply every token: all linear layers, counting 4-bit ones unpacked, and the head."""
+def _matmul_parameters(part: Any) -> int:
+    """Weights that multiply a token: all linear layers of a part of the model, counting 4-bit ones unpacked."""
     total = 0
-    for module in base.modules():
+    for module in part.modules():
         if isinstance(module, nn.Linear | Int8Head):
             total += module.in_features * module.out_features
     return total
