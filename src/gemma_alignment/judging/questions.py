@@ -1,8 +1,8 @@
 """What a judge was asked, each question once: rows of equal texts are one request with one reply."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import starmap
 from typing import TYPE_CHECKING
 
 from gemma_alignment.judging.pairing import Row, verdicts_by_pair
@@ -69,11 +69,23 @@ def sign_flip_p(sums: Sequence[int]) -> float | None:
     if not sums:
         return None
     sizes = [abs(one) for one in sums if one]
-    counts = [1]
-    """Of the patterns, by (total + sum of the sizes so far) / 2: the sizes of the prompts whose sign is +."""
-    for size in sizes:
-        turned = [0] * size
-        counts = list(starmap(int.__add__, zip(counts + turned, turned + counts, strict=True)))
     reach, seen = sum(sizes), abs(sum(sums))
-    extreme = sum(count for plus, count in enumerate(counts) if abs(2 * plus - reach) >= seen)
-    return extreme / 2 ** len(sizes)
+    if not seen:
+        return 1.0
+    return 2 * sum(_patterns(sizes, (reach - seen) // 2)) / 2 ** len(sizes)
+
+
+def _patterns(sizes: Sequence[int], last: int) -> list[int]:
+    """How many sign patterns give the sizes with a plus the sum 0, 1, ... ``last``.
+
+    They are the coefficients p_k of P(x) = prod_s (1 + x^s)^(m_s), s the distinct sizes and m_s how many have it. From
+    x P' = sum_s m_s s U_s with U_s = x^s P / (1 + x^s) follow k p_k = sum_s m_s s u_s(k) and u_s(k) = p_(k-s) -
+    u_s(k-s): a step for each distinct size, not for each prompt, in whole numbers.
+    """
+    tally = Counter(sizes)
+    counts, without = [1], {size: [0] for size in tally}
+    for plus in range(1, last + 1):
+        for size, row in without.items():
+            row.append(counts[plus - size] - row[plus - size] if plus >= size else 0)
+        counts.append(sum(many * size * without[size][plus] for size, many in tally.items()) // plus)
+    return counts
