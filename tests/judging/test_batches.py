@@ -1,6 +1,8 @@
 """Judging in batches over HTTP: joined by id, resumed after any step, billed once."""
 
+import fcntl
 import json
+import logging
 import re
 import signal
 import subprocess
@@ -454,3 +456,85 @@ def test_lines_that_make_no_sense_are_passed_over(study, batch_service):
 
     batch_service._results = odd
     assert [row["verdict"] for row in study()] == EXPECTED
+
+
+def reserved_for(tmp_path, place):
+    """What was set aside for the batch handed in at ``place``."""
+    records = map(json.loads, (tmp_path / "cache.spend.jsonl").read_text().splitlines())
+    return [record["usd"] for record in records if record["event"] == "reserve"][place]
+
+
+@pytest.mark.parametrize("handed_in_by", ["this run", "an earlier run"])
+def test_a_batch_that_is_gone_is_named_counted_as_spent_and_judged_anew(
+    study, batch_service, tmp_path, caplog, handed_in_by
+):
+    if handed_in_by == "an earlier run":
+        batch_service.faults = [("GET /batches/", error(503))] * 4
+        with pytest.raises(UserError, match="the same command collects it"):
+            study()
+    batch_service.faults = [("GET /batches/batch-0", error(404, "not_found"))] * 3
+    assert [row["verdict"] for row in study()] == EXPECTED
+    assert len(batch_service.batches) == 2
+    assert "no longer has anything (status 404) of batch batch-0" in caplog.text
+    assert spent(tmp_path) == pytest.approx(reserved_for(tmp_path, 0) + 20 * HALF_PRICE)
+    calls = len(batch_service.calls)
+    assert [row["verdict"] for row in study()] == EXPECTED
+    assert len(batch_service.calls) == calls
+
+
+@pytest.mark.parametrize("field", ["output_file_id", "error_file_id"])
+def test_a_file_of_results_that_is_gone_costs_its_batch_and_no_more(study, batch_service, tmp_path, caplog, field):
+    def say(body):
+        is_first = len(batch_service.batches) == 1
+        return error(500) if is_first and '"q3"' in body["messages"][1]["content"] else longer(body)
+
+    batch_service.say = say
+    name = f"{field}-batch-0"
+    batch_service.faults = [(f"GET /files/{name}", error(404, "not_found"))] * 3
+    assert [row["verdict"] for row in study()] == EXPECTED
+    sizes = [len(batch_service.files[b["input_file_id"]].split(b"\n")) for b in batch_service.batches.values()]
+    again = 20 if field == "output_file_id" else 2
+    assert sizes == [20, again]
+    assert f"no longer has the file {name} (status 404) of batch batch-0" in caplog.text
+    assert spent(tmp_path) == pytest.approx(reserved_for(tmp_path, 0) + again * HALF_PRICE)
+
+
+def test_a_batch_that_is_not_known_everywhere_at_once_is_not_taken_to_be_gone(study, batch_service, tmp_path):
+    batch_service.faults = [("GET /batches/", error(404, "not_found"))] * 2
+    assert [row["verdict"] for row in study()] == EXPECTED
+    assert len(batch_service.batches) == 1
+    assert spent(tmp_path) == pytest.approx(20 * HALF_PRICE)
+
+
+def test_nobody_else_waits_while_results_are_fetched(study, tmp_path, monkeypatch):
+    fetch = BatchCalls.content
+
+    def content(calls, name):
+        with (tmp_path / "cache.batches.jsonl").open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError where somebody holds it
+        return fetch(calls, name)
+
+    monkeypatch.setattr(BatchCalls, "content", content)
+    assert [row["verdict"] for row in study()] == EXPECTED
+
+
+def test_a_wait_for_another_process_is_said_and_can_be_ended(
+    batch_service, judge_section, tmp_path, caplog, monkeypatch
+):
+    """The other one hands in or looks for a batch, and its service does not answer."""
+    monkeypatch.setattr("gemma_alignment.judging.append_log.TOLD_AFTER_S", 0.1)
+    caplog.set_level(logging.INFO)
+    parameters = build(JudgeParameters, judge_section(base_url=batch_service.url, mode="batch"), "judge")
+    session = JudgeConnection(tmp_path / "cache.jsonl", "key").session(parameters)
+    with (tmp_path / "cache.batches.jsonl").open("ab") as file, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            waiting = pool.submit(session.judgements, COMPARISONS)
+            time.sleep(0.3)
+            session.judge.stop()
+            with pytest.raises(UserError, match="judging was stopped"):
+                waiting.result(timeout=5.0)
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # a thread that waits for it would never end
+    assert caplog.text.count("is waited for") == 1
+    assert "cache.batches.jsonl" in caplog.text

@@ -115,7 +115,7 @@ def by_convolution(sums):
 
 
 def test_the_p_over_many_prompts_is_exact_and_its_cost_grows_with_the_sizes_alone():
-    """Adding every prompt in turn takes a time that grows with the cube of their number: about forty times this here."""
+    """Adding one prompt after the other takes a time that grows with the cube of their number."""
     rng = random.Random(3)
     for widest in (1, 2, 40):
         sums = [rng.randint(-widest, widest) + rng.randint(0, 1) for _ in range(100)]

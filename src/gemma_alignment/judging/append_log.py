@@ -5,12 +5,17 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from gemma_alignment.judging.locks import take
+
 logger = logging.getLogger(__name__)
+
+TOLD_AFTER_S = 1.0
+"""Seconds after which a wait for the file is said: most are over in a moment."""
 
 
 class AppendLog:
@@ -27,11 +32,19 @@ class AppendLog:
         self._threads = threading.Lock()
 
     @contextmanager
-    def locked(self) -> Iterator["Exclusive"]:
-        """Hold the file for one read-decide-append; keep it short, other processes wait."""
+    def locked(self, wait: Callable[[float], None] | None = None) -> Iterator["Exclusive"]:
+        """Hold the file for one read-decide-append; keep it short, other processes wait.
+
+        Args:
+            wait: sleeps for so many seconds, or raises to end the waiting for others; for a file that somebody
+                holds while a service answers. None: the operating system waits.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._threads, self.path.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file closes, however that comes about
+            if wait is None:
+                fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file closes, however that comes about
+            else:
+                take(file, fcntl.LOCK_EX, wait, TOLD_AFTER_S)
             held = Exclusive(file, self._offset)
             try:
                 yield held

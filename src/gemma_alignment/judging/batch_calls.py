@@ -18,9 +18,17 @@ T = TypeVar("T")
 ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 MARK = "gemma_alignment"
 """The field of a batch's metadata that names it before the service has."""
+GONE = frozenset({404, 410})
+"""Statuses with which a service says that it has no such batch or file."""
+LOOKS = 3
+"""So often a name is asked for before it is taken to be gone: a new one may not be known everywhere at once."""
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 FILE_TIMEOUT_S = 3600.0
 """For a file on its way: that it takes long is no sign of a fault."""
+
+
+class Gone(Exception):
+    """The service has no such batch or file: it was deleted, or belongs to another key or project."""
 
 
 class BatchCalls:
@@ -66,10 +74,14 @@ class BatchCalls:
         return self._call(lambda client: _by_mark(client, marks))
 
     def wait(self, name: str) -> "openai.types.Batch":
-        """The batch when it has ended."""
+        """The batch when it has ended.
+
+        Raises:
+            Gone: the service does not know it.
+        """
         told = ""
         while True:
-            batch = self._call(lambda client: client.batches.retrieve(name))
+            batch = self._known(lambda client: client.batches.retrieve(name))
             if batch.status != told:
                 told = batch.status
                 logger.info("Batch %s: %s.", name, told)
@@ -78,12 +90,35 @@ class BatchCalls:
             self.sleep(self._poll_s)
 
     def content(self, name: str) -> bytes:
-        """A file of results."""
-        return self._call(lambda client: client.files.content(name, timeout=FILE_TIMEOUT_S).read())
+        """A file of results.
+
+        Raises:
+            Gone: the service does not know it.
+        """
+        return self._known(lambda client: client.files.content(name, timeout=FILE_TIMEOUT_S).read())
 
     def sleep(self, seconds: float) -> None:
         """Wait, or raise JudgeUnavailable when stopped meanwhile."""
         self._service.sleep(seconds)
+
+    def _known(self, ask: "Callable[[openai.OpenAI], T]") -> T:
+        """What the service has under a name that it gave itself."""
+        import openai
+
+        def send(client: "openai.OpenAI") -> T:
+            try:
+                return ask(client)
+            except openai.APIStatusError as error:
+                if error.status_code in GONE:
+                    raise Gone(f"status {error.status_code}") from None
+                raise
+
+        for _ in range(LOOKS - 1):
+            try:
+                return self._call(send)
+            except Gone:
+                self.sleep(self._poll_s)
+        return self._call(send)
 
     def _call(self, send: "Callable[[openai.OpenAI], T]") -> T:
         return self._service.call(lambda: self._service.attempt(send))

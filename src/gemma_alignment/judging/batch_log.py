@@ -1,7 +1,7 @@
 """The record of batches: what was planned, sent, handed in and collected, by this run and by others."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,10 +34,12 @@ class BatchLog:
     Args:
         path: of the file.
         base_url: of the service; batches at others are none of its business.
+        wait: sleeps for so many seconds, or raises to end the waiting for another process.
     """
 
     path: Path
     base_url: str
+    wait: Callable[[float], None]
     under_way: dict[str, Batch] = field(default_factory=dict, init=False)
     """By mark."""
     refused: dict[str, frozenset[str]] = field(default_factory=dict, init=False)
@@ -54,7 +56,7 @@ class BatchLog:
         Whoever hands a batch in holds it until the service has named the batch. So a batch without a
         name, seen by somebody else who holds it, is one whose owner was killed or gave up.
         """
-        with self._log.locked() as log:
+        with self._log.locked(self.wait) as log:
             for record in log.fresh():
                 self._take_in(record)
             yield HeldLog(self, log)

@@ -27,6 +27,8 @@ class Results:
     reasons: Counter[str] = field(default_factory=Counter)
     """Why requests have no reply, and how many."""
     quota_used_up: bool = False
+    gone: list[str] = field(default_factory=list)
+    """What the service no longer has, in words: its lines and its bill are unknown."""
 
     def told(self) -> str:
         """The reasons in words, the commonest first."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemma_alignment.errors import UserError
-from gemma_alignment.judging.batch_calls import ENDPOINT, BatchCalls
+from gemma_alignment.judging.batch_calls import ENDPOINT, BatchCalls, Gone
 from gemma_alignment.judging.batch_log import Batch, BatchLog, HeldLog
 from gemma_alignment.judging.batch_results import Results, read_results
 from gemma_alignment.judging.budget import batch_price
@@ -51,9 +51,9 @@ class Batches:
     ) -> None:
         self._judge = judge
         self._cache = cache
-        self._log = BatchLog(path, judge.service.base_url)
-        self._size = size
         self._calls = BatchCalls(judge.service, poll_s)
+        self._log = BatchLog(path, judge.service.base_url, self._calls.sleep)
+        self._size = size
         self._lost_after_s = lost_after_s
         self._price = batch_price(judge.price)
 
@@ -149,21 +149,32 @@ class Batches:
         return log.handed_in(batch.mark, name)
 
     def _collect(self, batch: Batch) -> frozenset[str]:
-        """Wait for ``batch`` to end, keep its replies, put its bill in the reservation's place; the keys it refused."""
-        assert batch.id is not None  # noqa: S101 - handed in
-        ended = self._calls.wait(batch.id)
+        """Wait for ``batch`` to end, keep its replies, put its bill in the reservation's place; the keys it refused.
+
+        Where the service has lost the batch or a file of it nobody knows the bill: the reservation stands.
+        """
+        ended, results = self._ended(batch)  # before the record is held: others need not wait for a download
         with self._log.held() as log:
             if batch.mark not in self._log.under_way:  # another process was quicker
                 return self._log.refused[batch.mark]
-            results = self._results(ended, batch)
             kept = ((key, batch.contents[key], reply) for key, reply in results.replies.items())
             self._cache.put_once(batch.mark, kept)
-            unreadable = len(results.unreadable - set(results.replies)) * self._unknown(batch)
-            bill = sum(reply.cost for reply in results.replies.values()) + unreadable
-            self._judge.ledger.settle(batch.mark, bill)
+            if not results.gone:
+                unreadable = len(results.unreadable - set(results.replies)) * self._unknown(batch)
+                bill = sum(reply.cost for reply in results.replies.values()) + unreadable
+                self._judge.ledger.settle(batch.mark, bill)
             log.collected(batch.mark, results.refused)
         _tell(batch, ended, results)
         return self._log.refused[batch.mark]
+
+    def _ended(self, batch: Batch) -> "tuple[openai.types.Batch | None, Results]":
+        """The batch at its end and what it left; None for one that the service no longer has."""
+        assert batch.id is not None  # noqa: S101 - handed in
+        try:
+            ended = self._calls.wait(batch.id)
+        except Gone as error:
+            return None, Results(gone=[f"anything ({error})"])
+        return ended, self._results(ended, batch)
 
     def _unknown(self, batch: Batch) -> float:
         """What a reply is taken to cost that does not say."""
@@ -171,13 +182,21 @@ class Batches:
 
     def _results(self, ended: "openai.types.Batch", batch: Batch) -> Results:
         """Every line of the output and of the error file; an expired batch has finished ones too."""
-        names = [name for name in (ended.output_file_id, ended.error_file_id) if name]
+        contents: list[bytes] = []
+        gone: list[str] = []
+        for name in filter(None, (ended.output_file_id, ended.error_file_id)):
+            try:
+                contents.append(self._calls.content(name))
+            except Gone as error:
+                gone.append(f"the file {name} ({error})")
 
         def read(body: Any) -> Reply:
             reply = self._judge.reply(body, self._price, self._unknown(batch))
             return replace(reply, prompt_version=batch.prompt_version)
 
-        return read_results([self._calls.content(name) for name in names], batch.contents, read)
+        results = read_results(contents, batch.contents, read)
+        results.gone = gone
+        return results
 
     def _find_again(self, log: HeldLog) -> None:
         """Learn the names of batches whose owner was killed; let go of what never arrived at the service."""
@@ -197,16 +216,28 @@ class Batches:
                 log.collected(mark, set())
 
 
-def _tell(batch: Batch, ended: "openai.types.Batch", results: Results) -> None:
+def _tell(batch: Batch, ended: "openai.types.Batch | None", results: Results) -> None:
     """Say what is missing, or end the run where going on is no use."""
+    missing = len(batch.contents) - len(results.replies)
+    if results.gone:
+        logger.warning(
+            "The service no longer has %s of batch %s: deleted, or of another key or project. Its %d requests without "
+            "a reply are judged anew; the %.4f USD that were reserved for it go on counting as spent.",
+            *(" and ".join(results.gone), batch.id, missing, batch.worst_usd),
+        )
+    elif ended is not None:
+        _tell_end(batch, ended, results, missing)
+    if results.quota_used_up:
+        give_up(QUOTA_USED_UP)
+
+
+def _tell_end(batch: Batch, ended: "openai.types.Batch", results: Results, missing: int) -> None:
     if ended.status == "failed" and not results.replies:
         problems = [str(problem.message) for problem in (ended.errors and ended.errors.data) or []]
         raise UserError(
             f"the service refused batch {batch.id}: {'; '.join(problems[:3]) or 'it gives no reason'}. "
             "Nothing of it was billed. Mend the cause, or set judge.mode=live."
         )
-    if missing := len(batch.contents) - len(results.replies):
+    if missing:
         why = results.told() or "it gives no reason"
         logger.warning("Batch %s is %s; %d requests have no reply (%s).", batch.id, ended.status, missing, why)
-    if results.quota_used_up:
-        give_up(QUOTA_USED_UP)

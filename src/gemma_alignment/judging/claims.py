@@ -1,16 +1,13 @@
 """Each request is under way once: in one thread of one process, whoever shares the folder."""
 
 import fcntl
-import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
-logger = logging.getLogger(__name__)
+from gemma_alignment.judging.locks import take
 
-POLL_S = 0.05
-"""Seconds between two looks at a claim that somebody else holds."""
 GATE = "gate"
 """The file that every claim shares and that whoever wants to be alone locks."""
 
@@ -49,18 +46,5 @@ class Claims:
     def _locked(self, name: str, kind: int, wait: Callable[[float], None]) -> Iterator[None]:
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / name).open("ab") as file:
-            told = False
-            while not _is_mine(file, kind):
-                if name == GATE and not told:
-                    logger.info("Another process judges over the same cache and is waited for (%s).", self._folder)
-                    told = True
-                wait(POLL_S)
+            take(file, kind, wait, 0.0 if name == GATE else math.inf)
             yield  # let go when the file closes
-
-
-def _is_mine(file: BinaryIO, kind: int) -> bool:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
