@@ -49,6 +49,7 @@ BAD = {
     "score_rejected is not a number": changed(score_rejected=True),
     "lies outside": changed(score_chosen=11),
     "identical": changed(rejected=GOOD["chosen"]),
+    "half a character": changed(source="\ud800"),
     "exact repeat": changed(),
     "another prompt in an earlier": changed(
         prompt="Name two other things.", chosen=ELSEWHERE, rejected=[ELSEWHERE[0], GOOD["rejected"][-1]]
@@ -64,6 +65,18 @@ def test_each_fault_is_rejected_with_its_line_and_reason(reason: str) -> None:
     assert [item["line"] for item in kept] == [1]
     assert rejected[0]["line"] == 7
     assert reason in rejected[0]["reason"]
+
+
+@pytest.mark.parametrize("source", [["a"], {"a": 1}, 3, True, "", " "])
+def test_a_source_that_is_no_text_is_rejected(source: object) -> None:
+    kept, rejected = check_rows([(1, changed(source=source))], 100000, 0, 10)
+    assert (kept, [item["reason"] for item in rejected]) == ([], ["source is not text"])
+
+
+@pytest.mark.parametrize("line", [changed(source="a"), changed(source=None), without("source")])
+def test_a_source_is_a_text_or_is_left_out(line: bytes) -> None:
+    kept, rejected = check_rows([(1, line)], 100000, 0, 10)
+    assert (len(kept), rejected) == (1, [])
 
 
 @given(st.lists(st.one_of(st.binary(), st.sampled_from(list(BAD.values())), st.just(changed())), max_size=12))
@@ -138,14 +151,14 @@ def test_an_unseen_source_is_held_out_whole_and_so_is_each_prompt_that_has_a_row
     rows = [{**row, "source": "known"} for row in rows_with_repeats()]
     twice = Counter(row["prompt_id"] for row in rows).most_common(1)[0][0]
     next(row for row in rows if row["prompt_id"] == twice)["source"] = "new"
-    rows[0] |= {"source": ["no", "text"]}
+    del rows[0]["source"]
     settings = {**PREFERENCES, "eval_fraction": 1e-9, "unseen_sources": ["new", "nowhere"]}
     with caplog.at_level("INFO"):
         train, test, prompts_train, prompts_eval, _ = nodes.split_preferences(rows, settings, 42)
     assert {row["prompt_id"] for row in test} == {twice}
     assert len(test) > 1
     assert [row["prompt_id"] for row in prompts_eval] == [twice]
-    assert all(row["source"] in ("known", ["no", "text"]) for row in (*train, *prompts_train))
+    assert {row.get("source") for row in (*train, *prompts_train)} == {"known", None}
     assert "No row is of the source 'nowhere'" in caplog.text
     assert "'new'" not in caplog.text
 

@@ -168,7 +168,7 @@ def split_preferences(
 
 def _prompts_of(rows: list[Row], sources: Sequence[str]) -> set[str]:
     """The ids of the prompts with a row of one of ``sources``; a source that no row names is said."""
-    there = {row["source"] for row in rows if isinstance(row.get("source"), str)}
+    there = {row.get("source") for row in rows}
     for source in sources:
         if source not in there:
             logger.info("No row is of the source %r, which preferences.unseen_sources holds out whole.", source)

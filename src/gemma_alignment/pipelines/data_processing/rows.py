@@ -60,8 +60,11 @@ def fault(row: Mapping[str, Any], low: float, high: float) -> str | None:
             return f"score_{name} is not a number"
         if not low <= score <= high:
             return f"score_{name} lies outside {low}..{high}"
+    source = row.get("source")
+    if source is not None and (not isinstance(source, str) or not source.strip()):
+        return "source is not text"
     answers = [row[name][-1]["content"] for name in ("chosen", "rejected")]
-    if not all(map(_is_text, (row["prompt"], row["prompt_id"], *answers))):
+    if not all(map(_is_text, (row["prompt"], row["prompt_id"], *answers, source or ""))):
         return "half a character (a lone surrogate), which no encoding has"
     if answers[0].strip() == answers[1].strip():
         return "chosen and rejected are identical"
