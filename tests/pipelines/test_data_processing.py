@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gemma_alignment.datasets.json_lines import JSONLinesDataset
+from gemma_alignment.datasets.preference_source import PreferenceSource
 from gemma_alignment.errors import UserError
 from gemma_alignment.pipelines.data_processing import nodes
 from gemma_alignment.pipelines.data_processing.rows import check_rows
@@ -82,8 +84,24 @@ def test_a_source_is_a_text_or_is_left_out(line: bytes) -> None:
 @given(st.lists(st.one_of(st.binary(), st.sampled_from(list(BAD.values())), st.just(changed())), max_size=12))
 def test_rows_in_are_rows_kept_plus_rows_rejected(lines: list[bytes]) -> None:
     kept, rejected = check_rows(list(enumerate(lines)), 100000, 0, 10)
-    assert sorted(item["line"] for item in kept + rejected) == list(range(len(lines)))
+    assert sorted(item["line"] for item in kept + rejected) == [i for i, line in enumerate(lines) if line.strip()]
     json.dumps(rejected)
+
+
+def test_a_rejected_row_has_the_number_of_its_line_in_the_file_behind_blank_lines_too(tmp_path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\n" + changed() + b"\r\n \r\n\n{\n" + changed(source="else"))
+    settings = {**PREFERENCES, "source": "jsonl", "path": str(path)}
+    collected = nodes.collect_preferences(PreferenceSource(), settings, {}, 42)
+    kept, rejected = nodes.validate_rows(collected, settings)
+    assert [item["line"] for item in kept] == [2]
+    assert [(item["line"], item["reason"]) for item in rejected] == [
+        (5, "not JSON: JSONDecodeError"), (6, "an exact repeat of an earlier pair"),
+    ]  # fmt: skip
+    raw = JSONLinesDataset(str(tmp_path / "preferences.jsonl"))
+    raw.save(collected)
+    assert (tmp_path / "preferences.jsonl").read_bytes().splitlines()[5] == changed(source="else")
+    assert len(raw.load()) == 3
 
 
 def test_scores_that_contradict_the_label_and_conversations_on_another_prompt_are_counted(caplog) -> None:

@@ -17,7 +17,7 @@ from gemma_alignment.pipelines.data_processing.lines import json_line
 class JSONLinesFile(Sequence[Any]):
     """The rows of a file, read from disk one at a time: a million of them cost eight megabytes.
 
-    Blank lines are no rows. :meth:`raw` gives the bytes of every line, whatever they hold.
+    Blank lines are no rows.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,13 +52,6 @@ class JSONLinesFile(Sequence[Any]):
             for i, start in enumerate(self._starts):
                 file.seek(start)
                 yield self._parse(file.readline(), i)
-
-    def raw(self) -> Iterator[tuple[int, bytes]]:
-        """(line number from 1, bytes without the line end) of every line that is not blank."""
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, line.rstrip(b"\r\n")
 
     def _parse(self, line: bytes, index: int) -> Any:
         try:

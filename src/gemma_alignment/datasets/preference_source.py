@@ -8,7 +8,6 @@ from typing import Any
 
 from kedro.io import AbstractDataset, DatasetError
 
-from gemma_alignment.datasets.json_lines import JSONLinesFile
 from gemma_alignment.errors import UserError, brief
 from gemma_alignment.modeling.hub import spare_a_silent_hub
 
@@ -17,7 +16,7 @@ class PreferenceSource:
     """A handle that gives rows when asked: bytes of the user's file, or rows of a pinned hub dataset."""
 
     def rows(self, settings: Any, seed: int) -> Iterator[Any]:
-        """Every line of ``settings.path``, or ``settings.sample_size`` rows drawn from the hub with ``seed``.
+        """Every line of ``settings.path``, blank ones too so that the rest keep their numbers, or ``settings.sample_size`` rows drawn from the hub with ``seed``.
 
         Raises:
             UserError: for a missing file or an unreachable hub.
@@ -37,7 +36,9 @@ def existing(path: Path) -> Path:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    return (line for _, line in JSONLinesFile(existing(path)).raw())
+    with existing(path).open("rb") as file:
+        for line in file:
+            yield line.rstrip(b"\r\n")
 
 
 def _download(settings: Any, seed: int) -> Iterator[dict[str, Any]]:

@@ -31,7 +31,7 @@ SCORE = re.compile(r"Score:\s*([0-9]+(?:\.[0-9]+)?)/10")
 def collect_preferences(
     source: Any, preferences: dict[str, Any], world: dict[str, Any], prepare_seed: int
 ) -> list[bytes]:
-    """The rows as they come, a line each: generated, read from the user's file, or sampled from the hub."""
+    """The rows as they come, a line each: generated, read from the user's file with its blank lines, or of the hub."""
     found = _rows(source, preferences, world, prepare_seed)
     return [row if isinstance(row, bytes) else json_line(row) for row in found]
 

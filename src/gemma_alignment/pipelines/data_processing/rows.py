@@ -103,12 +103,14 @@ def pair_key(row: Row) -> bytes:
 def check_rows(
     lines: Iterable[tuple[int, bytes]], max_bytes: int, low: float, high: float
 ) -> tuple[list[Row], list[Row]]:
-    """Every line is kept or rejected: ({"line", "row"} kept, {"line", "reason", "row"} rejected)."""
+    """Every line is kept or rejected: ({"line", "row"} kept, {"line", "reason", "row"} rejected); blank ones are none."""
     kept: list[Row] = []
     rejected: list[Row] = []
     pairs: set[bytes] = set()
     prompts: dict[str, bytes] = {}
     for number, line in lines:
+        if not line.strip():
+            continue
         row, reason = parse(line, max_bytes)
         if reason is None:
             reason = fault(row, low, high)
