@@ -13,6 +13,7 @@ from gemma_alignment.datasets.preference_source import PreferenceSource
 from gemma_alignment.errors import UserError
 from gemma_alignment.pipelines.data_processing import nodes
 from gemma_alignment.pipelines.data_processing.rows import check_rows
+from gemma_alignment.pipelines.data_processing.said import counts_of, log_counts
 from gemma_alignment.world.grammar import read_instruction
 from gemma_alignment.world.preferences import generate_rows, unseen_tasks
 
@@ -168,17 +169,52 @@ def test_the_split_is_by_prompt_and_complete() -> None:
 def test_an_unseen_source_is_held_out_whole_and_so_is_each_prompt_that_has_a_row_of_it(caplog) -> None:
     rows = [{**row, "source": "known"} for row in rows_with_repeats()]
     twice = Counter(row["prompt_id"] for row in rows).most_common(1)[0][0]
-    next(row for row in rows if row["prompt_id"] == twice)["source"] = "new"
+    [row for row in rows if row["prompt_id"] == twice][-1]["source"] = "new"
     del rows[0]["source"]
     settings = {**PREFERENCES, "eval_fraction": 1e-9, "unseen_sources": ["new", "nowhere"]}
     with caplog.at_level("INFO"):
         train, test, prompts_train, prompts_eval, _ = nodes.split_preferences(rows, settings, 42)
     assert {row["prompt_id"] for row in test} == {twice}
     assert len(test) > 1
-    assert [row["prompt_id"] for row in prompts_eval] == [twice]
+    assert [(row["prompt_id"], row["source"]) for row in prompts_eval] == [(twice, "new")]
     assert {row.get("source") for row in (*train, *prompts_train)} == {"known", None}
     assert "No row is of the source 'nowhere'" in caplog.text
     assert "'new'" not in caplog.text
+
+
+def test_a_text_under_several_prompt_ids_is_one_prompt_on_one_side_of_the_split() -> None:
+    rows = list(generate_rows(300, 1.0, 0.6, 0.2, 9))
+    for i, row in enumerate(rows):
+        row |= {"prompt_id": str(i), "prompt": row["prompt"] + " " * (i % 2), "source": "known"}
+    rows[-1]["source"] = "new"
+    settings = {**PREFERENCES, "eval_fraction": 0.5, "unseen_sources": ["new"]}
+    train, test, _, prompts_eval, _ = nodes.split_preferences(rows, settings, 42)
+    assert len({row["prompt"].strip() for row in rows}) < 290
+    assert not {row["prompt"].strip() for row in train} & {row["prompt"].strip() for row in test}
+    new = {row["prompt_id"] for row in prompts_eval if row["source"] == "new"}
+    assert new == {row["prompt_id"] for row in rows if row["prompt"].strip() == rows[-1]["prompt"].strip()}
+
+
+def test_a_prompt_of_an_unseen_source_is_held_out_under_its_other_prompt_id_too() -> None:
+    rows = [{**copy.deepcopy(row), "source": "known"} for row in rows_with_repeats()]
+    rows.append({**copy.deepcopy(rows[0]), "prompt_id": "another", "source": "new"})
+    settings = {**PREFERENCES, "eval_fraction": 1e-9, "unseen_sources": ["new"]}
+    train, test, _, prompts_eval, _ = nodes.split_preferences(rows, settings, 42)
+    assert {row["prompt_id"] for row in test} == {rows[0]["prompt_id"], "another"}
+    assert [row["source"] for row in prompts_eval] == ["new", "new"]
+    assert rows[0]["prompt"] not in {row["prompt"] for row in train}
+
+
+def test_pairs_in_both_orders_and_prompts_under_several_ids_are_counted(caplog) -> None:
+    turned = json.loads(changed(chosen=GOOD["rejected"], rejected=GOOD["chosen"]))
+    third = [USER, {"role": "assistant", "content": "else"}]
+    rows = [changed(), json.dumps(turned).encode(), changed(rejected=third, prompt_id="another")]
+    kept, rejected = check_rows(list(enumerate(rows, 1)), 100000, 0, 10)
+    counts = counts_of([item["row"] for item in kept], rejected)
+    assert (len(kept), rejected) == (3, [])
+    assert (counts["data/contrary_pairs"], counts["data/doubled_prompts"]) == (1, 1)
+    log_counts(counts, rejected)
+    assert "Pairs of answers that the source gives in both orders: 1." in caplog.text
 
 
 def test_the_worlds_new_tasks_are_in_no_training_prompt() -> None:
@@ -200,7 +236,8 @@ def test_lengths_are_limited_and_nothing_is_cut() -> None:
     assert len(good) + len(bad) == 40
     equal = sum(row["score_chosen"] == row["score_rejected"] for row in good)
     sizes = {"data/rows_kept": len(good), "data/rows_rejected": len(bad), "data/equal_scores": equal}
-    assert counts == {**sizes, "data/other_prompt": 0, "data/reversed_scores": 0}
+    others = ("other_prompt", "reversed_scores", "contrary_pairs", "doubled_prompts")
+    assert counts == {**sizes, **{f"data/{name}": 0 for name in others}}
     assert equal >= 1
     assert bad
     assert all("max_response_tokens 60" in item["reason"] for item in bad if item not in rejected)

@@ -32,6 +32,7 @@ PROTOCOL = {
 }
 ROWS = {
     "data/rows_kept": 950, "data/rows_rejected": 50, "data/other_prompt": 7, "data/reversed_scores": 3,
+    "data/contrary_pairs": 5, "data/doubled_prompts": 2,
     "data/equal_scores": 11, "data/train_pairs": 870, "data/eval_pairs": 80,
 }  # fmt: skip
 REPORTING = {

@@ -289,3 +289,5 @@ def test_the_rows_behind_the_study_are_counted(page):
     words = page()[1].words
     assert "950 kept (870 to learn from, 80 held out), 50 rejected, 7 of them because" in words
     assert "Rows with the higher score on the rejected answer, kept 3" in words
+    assert "Pairs of answers given in both orders, kept 5" in words
+    assert "Prompts under more than one prompt_id, each split as one 2" in words

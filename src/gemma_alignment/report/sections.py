@@ -38,6 +38,8 @@ def shared_models(comparison: Block) -> Html | None:
             ("Preference rows", _rows(data)),
             ("Rows of equal scores, kept", _count(data, "data/equal_scores")),
             ("Rows with the higher score on the rejected answer, kept", _count(data, "data/reversed_scores")),
+            ("Pairs of answers given in both orders, kept", _count(data, "data/contrary_pairs")),
+            ("Prompts under more than one prompt_id, each split as one", _count(data, "data/doubled_prompts")),
             (
                 "Reward model prefers the chosen answer",
                 f"{accuracy} of held-out pairs ({interval})" if reward else None,

@@ -18,7 +18,7 @@ from gemma_alignment.parameters.data import (
     WorldParameters,
 )
 from gemma_alignment.pipelines.data_processing.lines import json_line
-from gemma_alignment.pipelines.data_processing.rows import check_rows
+from gemma_alignment.pipelines.data_processing.rows import check_rows, text_of
 from gemma_alignment.pipelines.data_processing.said import counts_of, log_counts, too_few
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ SCORE = re.compile(r"Score:\s*([0-9]+(?:\.[0-9]+)?)/10")
 def collect_preferences(
     source: Any, preferences: dict[str, Any], world: dict[str, Any], prepare_seed: int
 ) -> list[bytes]:
-    """The rows as they come, a line each: generated, read from the user's file with its blank lines, or of the hub."""
+    """The rows as they come, a line each: generated, from the user's file with its blank lines, or from the hub."""
     found = _rows(source, preferences, world, prepare_seed)
     return [row if isinstance(row, bytes) else json_line(row) for row in found]
 
@@ -143,18 +143,21 @@ def _held_out(prompt_id: str, fraction: float, seed: int) -> bool:
 def split_preferences(
     rows: list[Row], preferences: dict[str, Any], prepare_seed: int
 ) -> tuple[list[Row], list[Row], list[Row], list[Row], dict[str, int]]:
-    """Train and held-out pairs, split by prompt_id, the distinct prompts of each, and how many pairs they are.
+    """Train and held-out pairs, split by prompt, the distinct prompts of each, and how many pairs they are.
 
-    Held out are the prompts of ``unseen_sources``, all of them, and by a hash a part of the others.
+    Held out are the prompts of ``unseen_sources``, all of them, and by a hash a part of the others. A text that
+    stands under several prompt_ids is one prompt.
 
     Raises:
         UserError: when one side is empty.
     """
     settings = build(PreferencesParameters, preferences, "preferences")
-    unseen = _prompts_of(rows, settings.unseen_sources)
-    held_out = [
-        row["prompt_id"] in unseen or _held_out(row["prompt_id"], settings.eval_fraction, prepare_seed) for row in rows
-    ]
+    unseen = _unseen(rows, settings.unseen_sources)
+    first: dict[str, str] = {}
+    held_out = []
+    for row in rows:
+        key = first.setdefault(text_of(row), row["prompt_id"])
+        held_out.append(text_of(row) in unseen or _held_out(key, settings.eval_fraction, prepare_seed))
     train = [row for row, out in zip(rows, held_out, strict=True) if not out]
     test = [row for row, out in zip(rows, held_out, strict=True) if out]
     if not train or not test:
@@ -163,16 +166,16 @@ def split_preferences(
             "Give more rows, another preferences.eval_fraction, or fewer preferences.unseen_sources."
         )
     sizes = {"data/train_pairs": len(train), "data/eval_pairs": len(test)}
-    return train, test, _prompts(train), _prompts(test), sizes
+    return train, test, _prompts(train, {}), _prompts(test, unseen), sizes
 
 
-def _prompts_of(rows: list[Row], sources: Sequence[str]) -> set[str]:
-    """The ids of the prompts with a row of one of ``sources``; a source that no row names is said."""
+def _unseen(rows: list[Row], sources: Sequence[str]) -> dict[str, str]:
+    """The texts of the prompts with a row of one of ``sources``, and which; a source that no row names is said."""
     there = {row.get("source") for row in rows}
     for source in sources:
         if source not in there:
             logger.info("No row is of the source %r, which preferences.unseen_sources holds out whole.", source)
-    return {row["prompt_id"] for row in rows if row.get("source") in sources}
+    return {text_of(row): row["source"] for row in reversed(rows) if row.get("source") in sources}
 
 
 def write_down(
@@ -183,11 +186,15 @@ def write_down(
     return collected_rows, dropped_rows, {**counts, **sizes}, trained_tokenizer
 
 
-def _prompts(rows: Iterable[Row]) -> list[Row]:
-    """Every prompt once, with its source where it has one, in the order of its first row."""
-    distinct = {row["prompt_id"]: row for row in reversed(list(rows))}
-    kept = ("prompt_id", "prompt", "source")
-    return [{key: row[key] for key in kept if row.get(key) is not None} for row in reversed(distinct.values())]
+def _prompts(rows: list[Row], sources: Mapping[str, str]) -> list[Row]:
+    """Every prompt once, in the order of its first row, with the source of its text in ``sources`` or that of the row."""
+    distinct = {row["prompt_id"]: row for row in reversed(rows)}
+    found = []
+    for row in reversed(distinct.values()):
+        source = sources.get(text_of(row), row.get("source"))
+        named = {} if source is None else {"source": source}
+        found.append({"prompt_id": row["prompt_id"], "prompt": row["prompt"], **named})
+    return found
 
 
 def genrm_question(prompt: str, response: str) -> str:

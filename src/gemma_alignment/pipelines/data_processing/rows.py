@@ -94,16 +94,21 @@ def _message_fault(messages: Any) -> str | None:
     return None if messages[-1]["content"].strip() else "empty answer"
 
 
-def pair_key(row: Row) -> bytes:
-    """A digest of (prompt, chosen, rejected): equal for an exact repeat of a pair."""
-    parts = [row["prompt"], row["chosen"][-1]["content"], row["rejected"][-1]["content"]]
+def text_of(row: Mapping[str, Any]) -> str:
+    """The prompt without the spaces at its ends: one text is one prompt, under whatever prompt_ids."""
+    return str(row["prompt"]).strip()
+
+
+def pair_key(row: Row, better: str = "chosen", worse: str = "rejected") -> bytes:
+    """A digest of prompt and answers: equal for an exact repeat of a pair, with the names swapped for its contrary."""
+    parts = [row["prompt"], row[better][-1]["content"], row[worse][-1]["content"]]
     return hashlib.sha256(json.dumps(parts).encode()).digest()
 
 
 def check_rows(
     lines: Iterable[tuple[int, bytes]], max_bytes: int, low: float, high: float
 ) -> tuple[list[Row], list[Row]]:
-    """Every line is kept or rejected: ({"line", "row"} kept, {"line", "reason", "row"} rejected); blank ones are none."""
+    """Every line is kept or rejected: ({"line", "row"} kept, {"line", "reason", "row"} rejected); blank is neither."""
     kept: list[Row] = []
     rejected: list[Row] = []
     pairs: set[bytes] = set()

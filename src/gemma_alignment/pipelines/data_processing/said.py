@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from gemma_alignment.pipelines.data_processing.rows import OTHER_PROMPT
+from gemma_alignment.pipelines.data_processing.rows import OTHER_PROMPT, pair_key, text_of
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,21 @@ def counts_of(good: list[Row], bad: list[Row]) -> dict[str, int]:
         "data/other_prompt": sum(item["reason"].endswith(OTHER_PROMPT) for item in bad),
         "data/equal_scores": sum(row["score_chosen"] == row["score_rejected"] for row in good),
         "data/reversed_scores": sum(row["score_chosen"] < row["score_rejected"] for row in good),
+        "data/contrary_pairs": _contrary_pairs(good),
+        "data/doubled_prompts": _doubled_prompts(good),
     }
+
+
+def _contrary_pairs(good: list[Row]) -> int:
+    """How many pairs of answers stand there in both orders."""
+    keys = {pair_key(row) for row in good}
+    return sum(pair_key(row, "rejected", "chosen") in keys for row in good) // 2
+
+
+def _doubled_prompts(good: list[Row]) -> int:
+    """How many prompts stand there under more than one prompt_id."""
+    names = {row["prompt_id"]: text_of(row) for row in good}
+    return sum(count > 1 for count in Counter(names.values()).values())
 
 
 def reasons_of(bad: list[Row]) -> list[str]:
@@ -46,7 +60,7 @@ def too_few(good: list[Row], bad: list[Row], least: int) -> str:
 def log_counts(counts: Mapping[str, int], bad: list[Row]) -> None:
     """Say how many rows are kept and why the others are not; warn of many, and of scores that contradict the label."""
     kept, rejected = counts["data/rows_kept"], counts["data/rows_rejected"]
-    equal, turned = counts["data/equal_scores"], counts["data/reversed_scores"]
+    equal, turned, contrary = (counts[f"data/{kind}"] for kind in ("equal_scores", "reversed_scores", "contrary_pairs"))
     logger.info(
         "%s", "\n".join([f"{kept} rows kept ({equal} with equal scores), {rejected} rejected", *reasons_of(bad)])
     )
@@ -55,6 +69,12 @@ def log_counts(counts: Mapping[str, int], bad: list[Row]) -> None:
             "%d kept rows give the rejected answer the higher score. They stay: `chosen` is the label that the reward "
             "model learns. Where the scores are right, leave these rows out of the source",
             turned,
+        )
+    if contrary:
+        logger.warning(
+            "Pairs of answers that the source gives in both orders: %d. Both rows stay and contradict each other. Where "
+            "you know which is right, leave the other out of the source",
+            contrary,
         )
     if rejected > MANY * (kept + rejected):
         logger.warning(
