@@ -7,9 +7,11 @@ import yaml
 
 from gemma_alignment.config import ConfigError, build
 from gemma_alignment.parameters import data, training
+from gemma_alignment.world.grammar import KINDS
 
 CONF = Path(__file__).parents[1] / "conf" / "base"
 SECTIONS = {
+    "preferences": (data.PreferencesParameters, "data_processing"),
     "world": (data.WorldParameters, "data_processing"),
     "tiny_model": (data.TinyModelParameters, "data_processing"),
     "pretraining": (data.PretrainingParameters, "data_processing"),
@@ -23,6 +25,12 @@ SECTIONS = {
         ("world", "noise", -1.0, "noise is -1.0"),
         ("world", "max_skill", 1.5, "max_skill is 1.5"),
         ("world", "corrupted_share", -0.1, "corrupted_share is -0.1"),
+        ("world", "unseen_tasks", 7, "unseen_tasks is 7, but there are 6 kinds"),
+        ("world", "unseen_tasks", -1, "unseen_tasks is -1"),
+        ("preferences", "score_range", [10, 0], r"score_range is \[10.0, 0.0\]"),
+        ("preferences", "score_range", [3, 3], r"score_range is \[3.0, 3.0\]"),
+        ("preferences", "score_range", [0, float("inf")], r"score_range is \[0.0, inf\]"),
+        ("preferences", "score_range", [float("nan"), 1], r"score_range is \[nan, 1.0\]"),
         ("tiny_model", "heads", 0, "heads is 0"),
         ("tiny_model", "layers", 0, "layers is 0"),
         ("tiny_model", "heads", 3, "hidden_size 128 does not give each of 3 heads an even width"),
@@ -40,3 +48,7 @@ def test_a_value_without_meaning_is_refused_by_name(section, name, value, messag
     build(kind, values, section)
     with pytest.raises(ConfigError, match=f"{section}.*{message}"):
         build(kind, {**values, name: value}, section)
+
+
+def test_as_many_tasks_can_be_held_out_as_the_world_has_kinds():
+    assert data.MOST_UNSEEN_TASKS == len(KINDS)

@@ -1,10 +1,14 @@
 """Parameters of the data, the embedded world, the tiny model and its pre-training."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from gemma_alignment.parameters.places import check_inside, check_pinned
 from gemma_alignment.parameters.training import check_checkpoints, check_positive, check_share
+
+MOST_UNSEEN_TASKS = 6
+"""One of each kind of thing in the embedded world."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,9 @@ class PreferencesParameters:
             raise ValueError(f"eval_fraction is {self.eval_fraction}, but must lie between 0 and 1")
         if self.sample_size < 1 or self.min_rows < 1:
             raise ValueError("sample_size and min_rows must be at least 1")
+        low, high = self.score_range
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError(f"score_range is [{low}, {high}], but must be two finite numbers, the lower one first")
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,11 @@ class WorldParameters:
         check_share(max_skill=self.max_skill, corrupted_share=self.corrupted_share)
         if self.noise < 0:
             raise ValueError(f"noise is {self.noise}, but a standard deviation cannot be negative")
+        if not 0 <= self.unseen_tasks <= MOST_UNSEEN_TASKS:
+            raise ValueError(
+                f"unseen_tasks is {self.unseen_tasks}, but there are {MOST_UNSEEN_TASKS} kinds of things: "
+                f"give 0 to {MOST_UNSEEN_TASKS}"
+            )
 
 
 @dataclass(frozen=True)

@@ -187,7 +187,7 @@ def write_down(
 
 
 def _prompts(rows: list[Row], sources: Mapping[str, str]) -> list[Row]:
-    """Every prompt once, in the order of its first row, with the source of its text in ``sources`` or that of the row."""
+    """Every prompt once, in the order of its first row, with the source of its text in ``sources`` or the row's."""
     distinct = {row["prompt_id"]: row for row in reversed(rows)}
     found = []
     for row in reversed(distinct.values()):

@@ -72,8 +72,8 @@ def log_counts(counts: Mapping[str, int], bad: list[Row]) -> None:
         )
     if contrary:
         logger.warning(
-            "Pairs of answers that the source gives in both orders: %d. Both rows stay and contradict each other. Where "
-            "you know which is right, leave the other out of the source",
+            "Pairs of answers that the source gives in both orders: %d. Both rows stay and contradict each other. "
+            "Where you know which is right, leave the other out of the source",
             contrary,
         )
     if rejected > MANY * (kept + rejected):
