@@ -151,7 +151,8 @@ def _dict(expected: Any, value: Any, key: str) -> dict[Any, Any]:
 def _sequence(value: Any, key: str) -> Sequence[Any]:
     if isinstance(value, list | tuple):
         return value
-    raise ConfigError(f"{key}: expected a list, got {_shown(value)}")
+    hint = "" if value is None or isinstance(value, Mapping) else f"; for a list of one write [{value}]"
+    raise ConfigError(f"{key}: expected a list, got {_shown(value)}{hint if len(hint) <= SHOWN else ''}")
 
 
 _CONTAINERS: dict[Any, Callable[[Any, Any, str], Any]] = {

@@ -180,6 +180,10 @@ def test_an_unseen_source_is_held_out_whole_and_so_is_each_prompt_that_has_a_row
     assert {row.get("source") for row in (*train, *prompts_train)} == {"known", None}
     assert "No row is of the source 'nowhere'" in caplog.text
     assert "'new'" not in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        nodes.split_preferences([{**row, "source": None} for row in rows_with_repeats()], PREFERENCES, 42)
+    assert "is of the source" not in caplog.text
 
 
 def test_a_text_under_several_prompt_ids_is_one_prompt_on_one_side_of_the_split() -> None:

@@ -16,7 +16,9 @@ class PreferenceSource:
     """A handle that gives rows when asked: bytes of the user's file, or rows of a pinned hub dataset."""
 
     def rows(self, settings: Any, seed: int) -> Iterator[Any]:
-        """Every line of ``settings.path``, blank ones too so that the rest keep their numbers, or ``settings.sample_size`` rows drawn from the hub with ``seed``.
+        """Every line of ``settings.path``, or ``settings.sample_size`` rows drawn from the hub with ``seed``.
+
+        Blank lines of the file are among them, so that all others keep their numbers.
 
         Raises:
             UserError: for a missing file or an unreachable hub.

@@ -170,10 +170,13 @@ def split_preferences(
 
 
 def _unseen(rows: list[Row], sources: Sequence[str]) -> dict[str, str]:
-    """The texts of the prompts with a row of one of ``sources``, and which; a source that no row names is said."""
-    there = {row.get("source") for row in rows}
+    """The texts of the prompts with a row of one of ``sources``, and which; one that no row names is said.
+
+    Where no row names any source, ``sources`` were not meant for these rows.
+    """
+    there = {row["source"] for row in rows if row.get("source") is not None}
     for source in sources:
-        if source not in there:
+        if there and source not in there:
             logger.info("No row is of the source %r, which preferences.unseen_sources holds out whole.", source)
     return {text_of(row): row["source"] for row in reversed(rows) if row.get("source") in sources}
 
