@@ -35,6 +35,9 @@ SEED_SDS = (0.0, 0.03, 0.08)
 REPEATS = 2_000
 HEADING = "## One arm against itself\n"
 KINDS = ("headline", "headline, not judged", "sentence about d", "any reading of the secondary family")
+"""Each held to the level by itself: the protocol promises it a family at a time."""
+UNION = "any claim of a judged study"
+"""Headline, sentence about d or secondary family: promised nowhere, and printed so that nobody has to guess it."""
 
 
 def false_claims(repeats: int, seed_sd: float) -> Counter[str]:
@@ -49,13 +52,16 @@ def false_claims(repeats: int, seed_sd: float) -> Counter[str]:
         protocol = build(ProtocolParameters, PROTOCOL, "protocol")
         judged = compare_study(Study(runs, outcomes, protocol, 20, rng), {"kind": "rubric"}, {})
         not_judged = verdict_block({**judged, "win_rates": {}}, protocol)
-        found["headline"] += judged["verdict"]["word"] in CLAIMS
         found["headline, not judged"] += not_judged["word"] in CLAIMS
-        found["sentence about d"] += claims_a_side(effect_sentence(judged))
         secondary = [block for block in judged["metrics"].values() if block["role"] == "secondary"]
         assert len(secondary) == len(PROTOCOL["secondary_metrics"])
         said = [reading(block, judged["protocol"]) for block in secondary]
-        found["any reading of the secondary family"] += any(not one.startswith("not ") for one in said)
+        claims = {
+            "headline": judged["verdict"]["word"] in CLAIMS,
+            "sentence about d": claims_a_side(effect_sentence(judged)),
+            "any reading of the secondary family": any(not one.startswith("not ") for one in said),
+        }
+        found.update({**claims, UNION: any(claims.values())})
     return found
 
 
@@ -102,15 +108,17 @@ def section(counts: dict[float, Counter[str]]) -> str:
 {REPEATS:,} simulated studies each of two methods that are one: 3 seeds, {PROMPTS} prompts, a fifth of the comparisons
 ties, prompts that differ with a standard deviation of {PROMPT_SD} and seeds with the one named. Every study is
 compared as a whole; a claim is a headline of "better", a sentence about d that puts one side above the other at both
-ends of its interval, or a reading of the secondary family that says anything but "not resolved". At a level of 5%
-the lower end of the exact 95% interval must not lie above 0.05. Held by
+ends of its interval, or a reading of the secondary family that says anything but "not resolved". The level of 5% is
+kept per family: for each of these the lower end of the exact 95% interval must not lie above 0.05. It is not kept for
+a whole report, whose headline, sentence and table are three chances: "{UNION}" counts the studies with
+at least one of the three. Held by
 `pytest -m slow tests/report/test_false_claims.py`, written by `python tests/report/false_claims.py docs/coverage.md`.
 
 | seed sd | false claim | studies | rate | exact 95% interval |
 |---|---|---|---|---|
 """
     for seed_sd, found in counts.items():
-        for kind in KINDS:
+        for kind in (*KINDS, UNION):
             low, high = exact_interval(found[kind], REPEATS)
             rate = found[kind] / REPEATS
             text += f"| {seed_sd:g} | {kind} | {found[kind]} of {REPEATS:,} | {rate:.4f} | {low:.4f} to {high:.4f} |\n"

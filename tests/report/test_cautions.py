@@ -11,6 +11,7 @@ def at_equal(axis, label, low, estimate, high):
 
 SOUND = {
     "verdict": {"word": "better"},
+    "win_rates": {},
     "protocol": {"method_a": "ppo", "method_b": "grpo"},
     "matched": {"eval/score_mean": [
         at_equal("budget/responses", "Responses sampled", 0.1, 0.2, 0.3),
@@ -32,6 +33,7 @@ def test_nothing_is_said_of_a_sound_study_or_of_what_is_not_known():
         cautions(
             {
                 "verdict": {"word": "not estimable"},
+                "win_rates": {},
                 "judge": {"outdated": {}},
                 "reward_model": {},
                 "sft": {},

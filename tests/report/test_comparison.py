@@ -333,7 +333,8 @@ def test_a_report_that_shows_nothing_is_refused():
 def test_the_verdict_compares_the_rate_with_one_half(low, high, word):
     inner = {"low": 0.5, "high": 0.5}
     crossed_block = {"seeds": 3, "estimate": 0.5, "reason": None, "over_prompts": {"low": low, "high": high}}
-    rates = {"ppo_vs_grpo": {"crossed": {**crossed_block, "over_seeds": {"low": low, "high": high}}}}
+    crossed = {**crossed_block, "over_seeds": {"low": low, "high": high}}
+    rates = {"ppo_vs_grpo": {"crossed": crossed, "if_missing": {"missing": 0, "of": 300}}}
     protocol = build(ProtocolParameters, PROTOCOL, "protocol")
     verdict = verdict_block({"win_rates": rates, "metrics": {}}, protocol)
     assert (verdict["word"], verdict["low"], verdict["high"]) == (word, low, high)

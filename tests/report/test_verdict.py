@@ -110,8 +110,8 @@ def test_holm_can_take_a_reading_back():
 )
 def test_headlines(low, high, sentence):
     verdict = judge_difference(low, high, 0.05)
-    found = headline({"word": verdict.word, "phrase": verdict.phrase, "primary": True, "n": 3}, PROTOCOL)
-    assert found == sentence
+    said = {"word": verdict.word, "phrase": verdict.phrase, "primary": True, "n": 3, "reason": None}
+    assert headline(said, PROTOCOL) == sentence
 
 
 def test_numbers_as_shown():

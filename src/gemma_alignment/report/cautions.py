@@ -13,15 +13,34 @@ QUALITY = "eval/gold_mean"
 
 
 def cautions(comparison: Block) -> list[str]:
-    """One sentence for each: verdicts on other answers, a verdict that turns round at another equal budget, a reward
-    model at chance, an SFT that did not learn, a quality that fell."""
+    """One sentence for each: verdicts on other answers or missing, a verdict that turns round at another equal budget,
+    a reward model at chance, an SFT that did not learn, a quality that fell."""
     outdated = sentence(comparison["judge"]["outdated"])
     return [
         *([f"{outdated}."] if outdated else []),
+        *_missing(comparison["win_rates"]),
         *_budgets(comparison),
         *_reward_model(comparison["reward_model"]),
         *_sft(comparison["sft"]),
         *_quality(comparison),
+    ]
+
+
+def _missing(rates: Block) -> list[str]:
+    """How many verdicts no rate knows of, pair by pair, and where the headline's rate lies whatever they were."""
+    there = {name: block["if_missing"] for name, block in rates.items() if block and block["if_missing"]["missing"]}
+    if not there:
+        return []
+    pairs = {name: " v ".join(map(name_of, name.split("_vs_"))) for name in there}
+    shares = [
+        f"{one['missing']} of {one['of']} on {pairs[name]} ({percent(one['missing'] / one['of'])})"
+        for name, one in there.items()
+    ]
+    name, one = next(iter(there.items()))
+    lost, won = (percent(one[way]["estimate"]) for way in ("lost", "won"))
+    return [
+        f"Verdicts are missing: {', '.join(shares)}. A prompt without a verdict in one seed is left out of the rate "
+        f"over seeds. Were all of those on {pairs[name]} lost, that rate would be {lost}; were all of them won, {won}."
     ]
 
 

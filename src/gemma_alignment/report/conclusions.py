@@ -7,10 +7,13 @@ from gemma_alignment.parameters.reporting import ProtocolParameters
 from gemma_alignment.report.formatting import name_of
 from gemma_alignment.report.runs import RunKey
 from gemma_alignment.report.seeds import what_more_would_show
-from gemma_alignment.report.verdict import judge_difference, magnitude_phrase, what_seeds_show
+from gemma_alignment.report.verdict import Verdict, Word, judge_difference, magnitude_phrase, what_seeds_show
 
 Block = dict[str, Any]
 
+AGAINST: dict[Word, tuple[str, ...]] = {"better": ("lost",), "worse": ("won",), "equivalent": ("lost", "won")}
+"""By the word of a verdict, the ways in which missing verdicts may have gone that would speak against it."""
+NO_PROMPT = "no prompt has a verdict in every seed"
 PARTS = {"difference": "interval of the difference", "cohens_d": "Cohen's d", "paired": "paired d_z"}
 CORRELATIONS = {
     "pearson": "Pearson's r of score and length",
@@ -68,29 +71,52 @@ def widest(crossed: Mapping[str, Any]) -> tuple[float | None, float | None]:
 def verdict_block(comparison: Mapping[str, Any], protocol: ProtocolParameters) -> Block:
     """The one sentence of the first screen: its word from the interval and the margin alone."""
     block = comparison["win_rates"].get(f"{protocol.method_a}_vs_{protocol.method_b}")
-    if block and block["crossed"]:
-        return _from_win_rate(block["crossed"], protocol)
+    if block:
+        return _from_win_rate(block, protocol)
     return _from_metric(comparison["metrics"].get(protocol.effect_size_metric), protocol)
 
 
-def _from_win_rate(crossed: Mapping[str, Any], protocol: ProtocolParameters) -> Block:
-    low, high = widest(crossed)
-    verdict = judge_difference(
-        None if low is None else low - 0.5, None if high is None else high - 0.5, protocol.margin
-    )
+def _from_win_rate(block: Mapping[str, Any], protocol: ProtocolParameters) -> Block:
+    """The word that the interval allows, and that no way in which missing verdicts may have gone takes back."""
+    crossed, gone = block["crossed"], block["if_missing"]
+    low, high = widest(crossed) if crossed else (None, None)
+    verdict = _word((low, high), protocol)
+    reason = None if low is not None else _why_no_interval(crossed)
+    if gone["missing"] and verdict.word in AGAINST:
+        bounds = {way: widest(gone[way]) for way in AGAINST[verdict.word]}
+        changed = [way for way, ends in bounds.items() if _word(ends, protocol).word != verdict.word]
+        if changed:
+            verdict = Verdict("not resolved", "not resolved at this n")
+            reason = (
+                f"verdicts are missing ({gone['missing']} of {gone['of']}), and were all of them {changed[0]} by "
+                f"{name_of(protocol.method_a)}, what is said would be another"
+            )
+        else:  # with what is missing, an interval may reach past the margin or into it: the weakest of the phrases
+            ends = [end for one in ((low, high), *bounds.values()) for end in one if end is not None]
+            verdict = _word((min(ends), max(ends)), protocol)
     return {
         "metric": "win_rate",
         "primary": True,
         "word": verdict.word,
         "phrase": verdict.phrase,
-        "estimate": crossed["estimate"],
+        "estimate": crossed["estimate"] if crossed else None,
         "low": low,
         "high": high,
         "interval": "the wider end of the intervals over prompts and over seeds",
-        "n": crossed["seeds"],
+        "n": crossed["seeds"] if crossed else sum(one["rate"] is not None for one in block["per_seed"].values()),
         "margin": protocol.margin,
-        "reason": None if low is not None else crossed["reason"] or crossed["over_seeds"].get("reason"),
+        "reason": reason,
     }
+
+
+def _word(ends: tuple[float | None, float | None], protocol: ProtocolParameters) -> Verdict:
+    """The verdict on a rate with the interval ``ends``, compared with one half."""
+    low, high = ends
+    return judge_difference(None if low is None else low - 0.5, None if high is None else high - 0.5, protocol.margin)
+
+
+def _why_no_interval(crossed: Mapping[str, Any] | None) -> str | None:
+    return (crossed["reason"] or crossed["over_seeds"].get("reason")) if crossed else NO_PROMPT
 
 
 def _from_metric(metric: Mapping[str, Any] | None, protocol: ProtocolParameters) -> Block:
@@ -145,7 +171,7 @@ def not_estimable(comparison: Mapping[str, Any], missing: Sequence[str], left_ou
             as_they_are = " on the answers as they are" if comparison["judge"]["outdated"].get("verdicts") else ""
             rows.append({"what": what, "reason": f"not judged{as_they_are}"})
         elif block["crossed"] is None:
-            rows.append({"what": what, "reason": "no prompt has a verdict in every seed"})
+            rows.append({"what": what, "reason": NO_PROMPT})
         elif block["crossed"]["reason"]:
             rows.append({"what": what, "reason": block["crossed"]["reason"]})
         if block and block["at_equal_length"] and block["at_equal_length"]["reason"]:

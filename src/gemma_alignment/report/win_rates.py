@@ -1,5 +1,6 @@
 """From resolved comparisons to win rates: a seed at a time, and over seeds x prompts."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
@@ -79,6 +80,7 @@ def win_rate_block(
         "total": {k: sum(one[k] for one in per_seed.values()) for k in ("wins", "ties", "losses", "missing")},
         "prompts_left_out_of_crossed": len({p for s in judged for p in results[s]}) - len(prompts),
         "crossed": None,
+        "if_missing": _if_missing(results, protocol.confidence),
         "at_equal_length": None,
     }
     if prompts:
@@ -89,6 +91,34 @@ def win_rate_block(
         block["prompts_needed_for_rate_seen"] = needed
         block["at_equal_length"] = _at_equal_length(scores, names, judged, prompts, lengths, protocol.confidence)
     return block
+
+
+def _if_missing(results: BySeedAndPrompt, confidence: float) -> Block:
+    """The crossed rate were all missing verdicts lost, or all won: the bounds of what they can do to a verdict.
+
+    A prompt without a verdict in one seed is in no crossed rate, and those that a judge gives up on are no random
+    part of all prompts. Every seed counts here, also one of which nothing was judged.
+    """
+    seeds = sorted(results)
+    prompts = list(dict.fromkeys(p for s in seeds for p in results[s]))
+    seen = np.array([[_points(results[s].get(p)) for p in prompts] for s in seeds])
+    gone = np.isnan(seen)
+    block: Block = {"missing": int(gone.sum()), "of": gone.size}
+    if block["missing"]:
+        for name, points in (("lost", POINTS["loss"]), ("won", POINTS["win"])):
+            rate = crossed(np.where(gone, points, seen), confidence)
+            block[name] = {
+                "estimate": rate.rate,
+                "seeds": rate.seeds,
+                "over_prompts": {"low": rate.prompt_low, "high": rate.prompt_high},
+                "over_seeds": {"low": rate.seed_low, "high": rate.seed_high},
+                "reason": rate.reason,
+            }
+    return block
+
+
+def _points(result: Result | None) -> float:
+    return math.nan if result is None else POINTS[result]
 
 
 def _at_equal_length(
