@@ -160,3 +160,16 @@ def test_settings_that_should_be_equal_are_looked_up():
     assert checks()[0][shared] is True
     study["files"]["ppo/seed=42"]["run.json"]["parameters"]["rollout"] = {"t": 0.5}
     assert checks()[0][shared] is False
+
+
+def test_what_only_some_runs_recorded_is_not_held_but_unknown():
+    study = fake_study(judged=False)
+    del study["files"]["grpo/seed=42"]["run.json"]["fingerprints"]["data"]
+    comparison, _ = compare(*study.inputs())
+    (found,) = [row for row in comparison["equal"] if row["check"] == "same data (fingerprint)"]
+    assert (found["held"], found["detail"]) == (None, "not recorded by all: 5 of 6")
+    assert any(one.startswith("Not known to be equal: same data (fingerprint)") for one in comparison["cautions"])
+    study["files"]["grpo/seed=123"]["run.json"]["fingerprints"]["data"] = "another"
+    comparison, _ = compare(*study.inputs())
+    (found,) = [row for row in comparison["equal"] if row["check"] == "same data (fingerprint)"]
+    assert found["held"] is False

@@ -106,8 +106,8 @@ def _all_equal(label: str, values: Sequence[object]) -> dict[str, object]:
     if not known:
         return {"check": label, "held": None, "detail": "not recorded"}
     distinct = sorted({str(v) for v in known})
-    held = len(distinct) == 1
-    detail = "" if held else " / ".join(value[:12] for value in distinct)
-    if held and len(known) < len(values):
-        detail = f"recorded by {len(known)} of {len(values)} runs"
-    return {"check": label, "held": held, "detail": detail}
+    if len(distinct) > 1:
+        return {"check": label, "held": False, "detail": " / ".join(value[:12] for value in distinct)}
+    if len(known) < len(values):  # those that recorded it say nothing of the others
+        return {"check": label, "held": None, "detail": f"not recorded by all: {len(known)} of {len(values)}"}
+    return {"check": label, "held": True, "detail": ""}
