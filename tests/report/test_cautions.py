@@ -3,6 +3,7 @@
 import pytest
 
 from gemma_alignment.report.cautions import cautions
+from gemma_alignment.report.wording import question
 
 
 def at_equal(axis, label, low, estimate, high):
@@ -12,12 +13,16 @@ def at_equal(axis, label, low, estimate, high):
 SOUND = {
     "verdict": {"word": "better"},
     "win_rates": {},
+    "equal": [{"check": "same data (fingerprint)", "held": True, "detail": ""}],
     "protocol": {"method_a": "ppo", "method_b": "grpo"},
     "matched": {"eval/score_mean": [
         at_equal("budget/responses", "Responses sampled", 0.1, 0.2, 0.3),
         at_equal("memory/peak_mb", "Memory", None, None, None),
     ]},
-    "judge": {"outdated": {"verdicts": 0, "beside": 0, "of": 90, "systems": []}},
+    "judge": {
+        "outdated": {"verdicts": 0, "beside": 0, "of": 90, "systems": []}, "judged": True, "consistency": 0.5,
+        "canaries": {"injection": {"asked": 20, "right": 18}, "people": {"asked": 0, "right": 0}},
+    },
     "reward_model": {
         "reward_model/accuracy": 0.8, "reward_model/accuracy_low": 0.75, "reward_model/accuracy_high": 0.84,
     },
@@ -34,6 +39,7 @@ def test_nothing_is_said_of_a_sound_study_or_of_what_is_not_known():
             {
                 "verdict": {"word": "not estimable"},
                 "win_rates": {},
+                "equal": [],
                 "judge": {"outdated": {}},
                 "reward_model": {},
                 "sft": {},
@@ -53,6 +59,12 @@ def test_nothing_is_said_of_a_sound_study_or_of_what_is_not_known():
             {"outdated": {"verdicts": 8, "beside": 2, "of": 90, "systems": [("ppo/seed=42", "sft")]}},
             "These and 2 beside them, all verdicts on PPO seed 42 v SFT, are left out",
         ),
+        (
+            "judge",
+            {"canaries": {"injection": {"asked": 20, "right": 17}, "empty": {"asked": 20, "right": 20}}},
+            "known answer (an answer must not lose to a worse one that commands the judge: 3 of 20): its verdicts",
+        ),
+        ("judge", {"consistency": 0.49}, "the same answer in both orders for 49.0% of the pairs, fewer than 50%"),
         ("reward_model", {"reward_model/accuracy": 0.55, "reward_model/accuracy_low": 0.5}, "chance (55"),
         ("sft", {"sft/perplexity_after": 3.0}, "raised the perplexity of held-out chosen responses, from 3"),
         ("metrics", {"eval/gold_mean": {"mean": {"ppo": 7.0, "grpo": 5.9}}}, "Under GRPO the true quality fell"),
@@ -61,6 +73,31 @@ def test_nothing_is_said_of_a_sound_study_or_of_what_is_not_known():
 def test_one_sentence_for_each_weakness(part, change, said):
     (sentence,) = cautions({**SOUND, part: {**SOUND[part], **change}})
     assert said in sentence
+
+
+def test_of_a_judge_that_did_not_judge_nothing_is_said():
+    failing = {"canaries": {"empty": {"asked": 20, "right": 0}}, "consistency": 0.0}
+    assert cautions({**SOUND, "judge": {**SOUND["judge"], **failing, "judged": False}}) == []
+
+
+def test_every_check_that_is_not_held_is_named_and_the_question_claims_no_equality():
+    unequal = [
+        {"check": "same SFT model (fingerprint)", "held": False, "detail": "a / b"},
+        {"check": "same settings besides method and seed", "held": False, "detail": ""},
+        {"check": "same data (fingerprint)", "held": None, "detail": "not recorded"},
+        {"check": "same reward model (fingerprint)", "held": None, "detail": "not recorded by all: 2 of 6"},
+    ]
+    first, second, unknown = cautions({**SOUND, "equal": [*SOUND["equal"], *unequal]})
+    assert first.startswith("Not held: same SFT model (fingerprint) (a / b). ")
+    assert second.startswith("Not held: same settings besides method and seed. ")
+    assert unknown == (
+        "Not known to be equal: same data (fingerprint) (not recorded), same reward model (fingerprint) (not recorded "
+        "by all: 2 of 6)."
+    )
+    assert question(SOUND).startswith("On the same SFT model, the same frozen reward model, the same prompts, seeds")
+    for one in unequal:
+        asked = question({**SOUND, "equal": [*SOUND["equal"], one]})
+        assert asked == "How do PPO and GRPO compare, and how sure can we be?"
 
 
 TURNED = [

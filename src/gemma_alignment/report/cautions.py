@@ -4,21 +4,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemma_alignment.report.formatting import name_of, number, percent, percent_bounds
+from gemma_alignment.report.judge_section import QUESTIONS
 from gemma_alignment.report.matched import KL
 from gemma_alignment.report.metrics import METRICS
 from gemma_alignment.report.outdated import sentence
 
 Block = Mapping[str, Any]
 QUALITY = "eval/gold_mean"
+CANARIES_FAILED = 0.1
+"""The share of a sort of questions with a known answer that a judge may get wrong without a word about it."""
+CONSISTENT = 0.5
+"""A judge that tosses a coin for each order names the same answer twice in half of the pairs."""
 
 
 def cautions(comparison: Block) -> list[str]:
-    """One sentence for each: verdicts on other answers or missing, a verdict that turns round at another equal budget,
-    a reward model at chance, an SFT that did not learn, a quality that fell."""
+    """One sentence for each: verdicts on other answers or missing, what was not equal, a judge that fails questions
+    with a known answer, a verdict that turns round at another equal budget, a reward model at chance, an SFT that did
+    not learn, a quality that fell."""
     outdated = sentence(comparison["judge"]["outdated"])
     return [
         *([f"{outdated}."] if outdated else []),
         *_missing(comparison["win_rates"]),
+        *_equal(comparison["equal"]),
+        *_judge(comparison["judge"]),
         *_budgets(comparison),
         *_reward_model(comparison["reward_model"]),
         *_sft(comparison["sft"]),
@@ -42,6 +50,38 @@ def _missing(rates: Block) -> list[str]:
         f"Verdicts are missing: {', '.join(shares)}. A prompt without a verdict in one seed is left out of the rate "
         f"over seeds. Were all of those on {pairs[name]} lost, that rate would be {lost}; were all of them won, {won}."
     ]
+
+
+def _equal(checks: Sequence[Block]) -> list[str]:
+    """What the protocol holds equal and was not, each by itself; then what nobody recorded, all together."""
+    named = [(one["held"], f"{one['check']} ({one['detail']})" if one["detail"] else one["check"]) for one in checks]
+    said = [f"Not held: {name}. The verdict is read as if it had been." for held, name in named if held is False]
+    unknown = [name for held, name in named if held is None]
+    return [*said, *([f"Not known to be equal: {', '.join(unknown)}."] if unknown else [])]
+
+
+def _judge(judge: Block) -> list[str]:
+    """The sorts of questions with a known answer that too many replies get wrong, and orders that hardly agree."""
+    if not judge.get("judged"):
+        return []
+    failed = [
+        f"{QUESTIONS.get(sort, sort).replace('…', 'an answer')}: {found['asked'] - found['right']} of {found['asked']}"
+        for sort, found in (judge.get("canaries") or {}).items()
+        if found["asked"] - found["right"] > CANARIES_FAILED * found["asked"]
+    ]
+    said = []
+    if failed:
+        said.append(
+            f"The judge fails more than {percent(CANARIES_FAILED, 0)} of a sort of questions with a known answer "
+            f"({'; '.join(failed)}): its verdicts are worth as little."
+        )
+    same = judge.get("consistency")
+    if same is not None and same < CONSISTENT:
+        said.append(
+            f"The judge names the same answer in both orders for {percent(same)} of the pairs, fewer than "
+            f"{percent(CONSISTENT, 0)}: where an answer stood decides more than what it says."
+        )
+    return said
 
 
 def _budgets(comparison: Block) -> list[str]:

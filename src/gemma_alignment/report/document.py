@@ -57,7 +57,7 @@ def _first_screen(comparison: Block, title: str, drawn: Sequence[Figure]) -> Htm
     return h(
         "header",
         h("p", title, class_="eyebrow"),
-        h("h1", wording.question(protocol)),
+        h("h1", wording.question(comparison)),
         h(
             "div",
             h("p", wording.headline(comparison["verdict"], protocol), class_="verdict"),

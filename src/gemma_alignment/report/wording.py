@@ -9,13 +9,14 @@ from gemma_alignment.report.verdict import judge_difference
 Block = Mapping[str, Any]
 
 
-def question(protocol: Block) -> str:
-    """What the study asks."""
+def question(comparison: Block) -> str:
+    """What the study asks; what is to be equal is named where every check says that it was."""
+    protocol = comparison["protocol"]
     a, b = name_of(protocol["method_a"]), name_of(protocol["method_b"])
-    return (
-        "On the same SFT model, the same frozen reward model, the same prompts, seeds and budget: "
-        f"how do {a} and {b} compare, and how sure can we be?"
-    )
+    asked = f"ow do {a} and {b} compare, and how sure can we be?"
+    if not all(check["held"] for check in comparison["equal"]):
+        return f"H{asked}"
+    return f"On the same SFT model, the same frozen reward model, the same prompts, seeds and budget: h{asked}"
 
 
 def headline(verdict: Block, protocol: Block) -> str:
