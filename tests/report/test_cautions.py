@@ -121,8 +121,38 @@ def test_a_verdict_that_another_equal_budget_would_turn_round_says_so(word, side
     assert f"{other} has the higher reward-model score at equal floating-point operations or KL" in sentence
     assert "leaves out 0 at equal floating-point operations)" in sentence
     (open_,) = cautions({**study, "matched": {"eval/score_mean": blocks[::2]}})
-    assert "at equal KL (no interval leaves out 0)" in open_
+    assert "at equal KL (no interval of the difference leaves out 0)" in open_
     (both,) = cautions({**study, "matched": {"eval/score_mean": blocks, "eval/gold_mean": blocks[::2]}})
-    assert ", and the higher true quality (gold score) at equal KL (no interval leaves out 0)." in both
+    assert ", and the higher true quality (gold score) at equal KL (no interval of the difference leaves" in both
     assert cautions({**study, "verdict": {"word": "not resolved"}}) == []
     assert cautions({**study, "matched": {"eval/score_mean": blocks[:1]}}) == []
+
+
+def test_what_the_verdict_itself_is_read_at_is_no_other_budget():
+    own = [
+        at_equal("iteration", "Iteration", -0.3, -0.2, -0.1),
+        at_equal("budget/responses", "Responses sampled", -0.3, -0.2, -0.1),
+    ]
+    assert cautions({**SOUND, "matched": {"eval/score_mean": own}}) == []
+    (sentence,) = cautions({**SOUND, "matched": {"eval/score_mean": [*own, *TURNED]}})
+    assert "iteration " not in sentence and "responses sampled" not in sentence
+
+
+def test_equivalent_methods_that_another_budget_tells_apart_are_said_to_be():
+    study = {**SOUND, "verdict": {"word": "equivalent"}, "matched": {"eval/score_mean": TURNED}}
+    (sentence,) = cautions(study)
+    assert "GRPO has the higher reward-model score at equal floating-point operations (the interval of" in sentence
+    assert "PPO has" not in sentence and "KL" not in sentence
+    other = at_equal("memory/peak_mb", "Peak memory so far, MB", 0.1, 0.2, 0.3)
+    (both,) = cautions({**study, "matched": {"eval/score_mean": [*TURNED, other]}})
+    assert "PPO has the higher reward-model score at equal peak memory so far, MB (the interval" in both
+    assert cautions({**study, "matched": {"eval/score_mean": TURNED[::2]}}) == []
+
+
+def test_a_difference_without_an_interval_is_said_to_have_none():
+    """With one run a method the table beside it has an estimate and no interval; with two zeros there is no spread."""
+    alone = [at_equal("budget/flops", "Floating-point operations", None, -0.2, None)]
+    (sentence,) = cautions({**SOUND, "matched": {"eval/score_mean": alone}})
+    assert "at equal floating-point operations (the difference has no interval). " in sentence
+    (sentence,) = cautions({**SOUND, "matched": {"eval/score_mean": [*alone, TURNED[2]]}})
+    assert "operations or KL (no interval of the difference leaves out 0). " in sentence

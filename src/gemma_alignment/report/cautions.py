@@ -11,6 +11,8 @@ from gemma_alignment.report.outdated import sentence
 
 Block = Mapping[str, Any]
 QUALITY = "eval/gold_mean"
+READ_AT = ("iteration", "budget/responses")
+"""The axes at which every run ends at the same place: the verdict itself is read there, so they are no other budget."""
 CANARIES_FAILED = 0.1
 """The share of a sort of questions with a known answer that a judge may get wrong without a word about it."""
 CONSISTENT = 0.5
@@ -85,29 +87,48 @@ def _judge(judge: Block) -> list[str]:
 
 
 def _budgets(comparison: Block) -> list[str]:
-    """Where a verdict would turn round if the two methods were read at another equal budget."""
-    sides = {"better": 1, "worse": -1}
-    side = sides.get(comparison["verdict"]["word"])
-    if side is None:
+    """Where another equal budget would turn a verdict round, or would tell two equivalent methods apart."""
+    winner = {"better": 1, "worse": -1, "equivalent": 0}.get(comparison["verdict"]["word"])
+    if winner is None:
         return []
-    protocol, said = comparison["protocol"], []
-    other = name_of(protocol["method_b"] if side > 0 else protocol["method_a"])
-    for metric, blocks in comparison["matched"].items():
-        turned = [b for b in blocks if (estimate := b["difference"]["estimate"]) is not None and side * estimate < 0]
-        beyond = [b for b in turned if b["difference"]["low"] is not None and _is_beyond(b["difference"], side)]
-        if turned:
-            known = f"the interval leaves out 0 at equal {_listed(beyond)}" if beyond else "no interval leaves out 0"
-            said.append(f"the higher {METRICS[metric].label.lower()} at equal {_listed(turned)} ({known})")
+    protocol = comparison["protocol"]
+    sides = {1: protocol["method_a"], -1: protocol["method_b"]}
+    said = []
+    for side, family in sides.items():
+        found = [_higher(METRICS[name].label, blocks, side, winner) for name, blocks in comparison["matched"].items()]
+        if side != winner and (parts := [one for one in found if one]):
+            said.append(f"{name_of(family)} has {', and '.join(parts)}. ")
     if not said:
         return []
     return [
-        f"The verdict is read at equal iterations and responses. {other} has {', and '.join(said)}. That is described, "
-        "not tested: see “At equal budgets”."
+        f"The verdict is read at equal iterations and responses. {''.join(said)}That is described, not tested: see “At "
+        "equal budgets”."
     ]
 
 
+def _higher(label: str, blocks: Sequence[Block], side: int, winner: int) -> str | None:
+    """At which budgets, other than those of the verdict, the metric is higher on one side.
+
+    Against a winner an estimate counts, as there is one word too many for it; equivalent methods have estimates on
+    An estimate speaks against a winner. Equivalent methods have estimates on both sides, so there an interval must.
+    """
+    there = [b for b in blocks if b["axis"] not in READ_AT and b["difference"]["estimate"] is not None]
+    found = [b for b in there if side * b["difference"]["estimate"] > 0]
+    beyond = [b for b in found if b["difference"]["low"] is not None and _is_beyond(b["difference"], side)]
+    found = found if winner else beyond
+    if not found:
+        return None
+    if beyond:
+        known = f"the interval of the difference leaves out 0 at equal {_listed(beyond)}"
+    elif all(b["difference"]["low"] is None for b in found):
+        known = "the difference has no interval"
+    else:
+        known = "no interval of the difference leaves out 0"
+    return f"the higher {label.lower()} at equal {_listed(found)} ({known})"
+
+
 def _is_beyond(difference: Block, side: int) -> bool:
-    return bool(difference["high"] < 0 if side > 0 else difference["low"] > 0)
+    return bool(difference["low"] > 0 if side > 0 else difference["high"] < 0)
 
 
 def _listed(blocks: Sequence[Block]) -> str:
