@@ -10,6 +10,7 @@ from typing import Any
 Row = Mapping[str, Any]
 Partitions = Mapping[str, Callable[[], Any]]
 
+DATA = "data_processing"
 SFT = "sft"
 REWARD_MODEL = "reward_model"
 _RUN = re.compile(r"(?P<family>(?P<method>\w+)(?:@(?P<variant>[^/]+))?)(?:/seed=(?P<seed>\d+))?(?:/.*)?")
