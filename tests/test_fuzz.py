@@ -98,7 +98,8 @@ def processed(folder: Any, lines: list[bytes]) -> tuple[int, list[Any], list[Any
     good.save(rows)
     bad.save(rejected)
     count = sum(bool(line.strip()) for line in file.read_bytes().split(b"\n"))
-    nodes.split_preferences([*rows, *({**GOOD, "prompt_id": f"p{i}", "prompt": f"p{i}"} for i in range(40))], PREFERENCES, 1)
+    others = ({**GOOD, "prompt_id": f"p{i}", "prompt": f"p{i}"} for i in range(40))
+    nodes.split_preferences([*rows, *others], PREFERENCES, 1)
     return count, list(good.load()), list(bad.load())
 
 
