@@ -4,10 +4,13 @@ import json
 import logging
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from gemma_alignment.errors import UserError
+from gemma_alignment.hooks.options import Options
+from gemma_alignment.hooks.outputs import check_unchanged
 from gemma_alignment.hooks.provenance import git_commit
 from gemma_alignment.hooks.tracking import PARENT, STUDY, Tracking
 
@@ -293,3 +296,20 @@ def test_a_relative_store_lies_at_the_root_from_any_folder(project, monkeypatch)
     project.run("data_processing")
     assert project.states() == {"data_processing": "FINISHED"}
     assert not (project.root / "src/deep/mlflow.db").exists()
+
+
+def test_a_command_that_an_error_names_means_the_same_files():
+    given = {"data_root": "elsewhere", "seed": 3, "resume": True, "sft": {"steps": 2}}
+    assert Options.of("test", given).typed() == " --env=test --params data_root=elsewhere,seed=3"
+    assert Options.of("test", given).typed("overwrite=true").endswith("overwrite=true,data_root=elsewhere,seed=3")
+    assert Options.of("local", {}).typed("overwrite=true") == " --params overwrite=true"
+    assert Options.of(None, {}).typed() == ""
+
+
+def test_a_changed_input_is_refused_with_the_command_that_makes_it_anew_in_its_own_folder(tmp_path):
+    (tmp_path / "model").write_text("changed")
+    makers = {"sft": SimpleNamespace(outputs={"model": "0"})}
+    catalog = {"model": SimpleNamespace(_filepath=tmp_path / "model")}
+    options = Options.of("test", {"data_root": "elsewhere"})
+    with pytest.raises(UserError, match=r"--pipeline=sft --env=test --params overwrite=true,data_root=elsewhere$"):
+        check_unchanged(["model"], makers, catalog, options)

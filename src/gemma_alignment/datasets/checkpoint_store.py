@@ -87,7 +87,7 @@ class CheckpointStore:
         except OSError as error:
             raise UserError(
                 f"The checkpoint of iteration {iteration} cannot be written to {self.directory}: {error}. "
-                "Free or mend the disk, then go on with --params resume=true."
+                "Free or mend the disk, then go on by the same command with --params resume=true."
             ) from error
 
     def _folder(self, iteration: int) -> Path:

@@ -78,7 +78,7 @@ class RunLog:
         if short:
             raise UserError(
                 f"{self.path(short[0])} is shorter than when the checkpoint was taken: lines are lost. "
-                "Begin anew with --params overwrite=true."
+                "Begin anew: the same command with overwrite=true in place of resume=true."
             )
         self._cut = position
 

@@ -10,6 +10,7 @@ from kedro.pipeline import Pipeline
 from gemma_alignment.errors import UserError
 from gemma_alignment.fingerprints import Record, digest
 from gemma_alignment.hooks.checks import path_of
+from gemma_alignment.hooks.options import Options
 
 
 def made(pipeline: Pipeline, catalog: Any) -> dict[str, str]:
@@ -28,10 +29,10 @@ def changed(record: Record, names: Iterable[str], catalog: Any) -> list[tuple[st
     return found
 
 
-def check_unchanged(names: Iterable[str], makers: Mapping[str, Record], catalog: Any) -> None:
+def check_unchanged(names: Iterable[str], makers: Mapping[str, Record], catalog: Any, options: Options) -> None:
     """Refuse inputs that are not what their stage left.
 
-    ``makers`` are the records of the stages that make them, by stage.
+    ``makers`` are the records of the stages that make them, by stage; ``options`` those of the command.
 
     Raises:
         UserError: with the file and the command that makes it anew.
@@ -41,7 +42,7 @@ def check_unchanged(names: Iterable[str], makers: Mapping[str, Record], catalog:
         for name, path in changed(record, wanted, catalog):
             raise UserError(
                 f"{path} is not what the stage {stage} left there: {name} was changed, or damaged by the disk. "
-                f"Make it again:\n  kedro run --pipeline={stage} --params overwrite=true"
+                f"Make it again:\n  kedro run --pipeline={stage}{options.typed('overwrite=true')}"
             )
 
 

@@ -15,6 +15,7 @@ from gemma_alignment.hooks.advice import leave_out_advice
 from gemma_alignment.hooks.checks import check_parameters, configured_parameters, free_inputs, path_of
 from gemma_alignment.hooks.inputs import check_inputs
 from gemma_alignment.hooks.left import check_left
+from gemma_alignment.hooks.options import Options
 from gemma_alignment.hooks.provenance import command, git_commit
 from gemma_alignment.hooks.signals import Signals
 from gemma_alignment.hooks.store import anchor
@@ -47,10 +48,11 @@ class Session:
         parameters = catalog.load("parameters")
         given = run_params.get("runtime_params") or {}
         check_parameters(parameters, configured_parameters(context.config_loader), given)
-        self.works = works(pipeline, pipelines, parameters, context.project_path)
+        options = Options.of(run_params.get("env"), given)
+        self.works = works(pipeline, pipelines, parameters, context.project_path, options)
         for work in self.works.values():
             work.check_feasible(catalog)
-        check_inputs(pipeline, catalog, pipelines, _options(run_params))
+        check_inputs(pipeline, catalog, pipelines, options.typed())
         for work in self.works.values():
             work.check(catalog)
         check_left(self.works, catalog)
@@ -252,12 +254,3 @@ def hooks() -> tuple[Before, After]:
     """The hooks of this project, for the settings."""
     before = Before()
     return before, After(before)
-
-
-def _options(run_params: dict[str, Any]) -> str:
-    """The options that a command named in an error needs to mean the same files."""
-    env, given = run_params.get("env"), run_params.get("runtime_params") or {}
-    names = ("data_root", "seed", "prepare_seed", "variant")
-    kept = [f"{name}={given[name]}" for name in names if name in given]
-    default = env is None or env in ("local", "base")
-    return ("" if default else f" --env={env}") + (f" --params {','.join(kept)}" if kept else "")

@@ -18,6 +18,7 @@ from gemma_alignment.hooks.checks import free_inputs, path_of
 from gemma_alignment.hooks.feasible import check_budget, check_device
 from gemma_alignment.hooks.given import JUDGE, SOURCE, check_judge, check_source, files_given
 from gemma_alignment.hooks.memory import peak_mb, reset_peak
+from gemma_alignment.hooks.options import NONE, Options
 from gemma_alignment.hooks.outputs import changed, check_unchanged, made
 from gemma_alignment.stages import CLOSING, PREPARATION, STAGES, Stage
 
@@ -62,6 +63,8 @@ class Work:
     """Whether what is there may be replaced, whatever it is."""
     resume: bool
     """Whether it goes on with what an attempt of the same configuration left: its checkpoints, its MLflow run."""
+    options: Options
+    """What a command that is named in an error needs to mean the same files."""
     record: Record | None = None
     """Its ``run.json`` since it started."""
     previous: Record | None = None
@@ -71,7 +74,10 @@ class Work:
     """Whether any of its outputs is another than before it started."""
 
     @classmethod
-    def of(cls, name: str, running: Pipeline, full: Pipeline, parameters: Mapping[str, Any], project: Path) -> Self:
+    def of(
+        cls, name: str, running: Pipeline, full: Pipeline, parameters: Mapping[str, Any], project: Path,
+        options: Options,
+    ) -> Self:  # fmt: skip
         """The stage ``name`` of the pipeline ``running``, under all ``parameters``."""
         stage = Stage.of(name, parameters)
         directory = stage.directory(project / parameters["data_root"])
@@ -85,6 +91,7 @@ class Work:
             makers={one: Stage.of(one, parameters).directory(project / parameters["data_root"]) for one in PREPARATION},
             overwrite=bool(parameters["overwrite"]),
             resume=bool(parameters["resume"]),
+            options=options,
             previous=Record.read(directory),
         )
 
@@ -156,7 +163,8 @@ class Work:
         """Refuse what an earlier session made and something changed since."""
         makers = {name: Record.read(directory) for name, directory in self.makers.items() if name != self.stage.name}
         known = {name: record for name, record in makers.items() if record is not None}
-        check_unchanged([name for name in free_inputs(self.full) if name not in self.made_here], known, catalog)
+        others = [name for name in free_inputs(self.full) if name not in self.made_here]
+        check_unchanged(others, known, catalog, self.options)
 
     def _refuse(self, new: Record) -> None:
         if not self.overwrite and self.stage.name not in CLOSING:
@@ -274,12 +282,21 @@ def _looked_up(names: Iterable[str], parameters: Mapping[str, Any]) -> Iterator[
 
 
 def works(
-    pipeline: Pipeline, registry: Mapping[str, Pipeline], parameters: Mapping[str, Any], project: Path
-) -> dict[str, Work]:
-    """The stages of ``pipeline``, by name; ``project`` is what a relative ``data_root`` is relative to."""
+    pipeline: Pipeline, registry: Mapping[str, Pipeline], parameters: Mapping[str, Any], project: Path,
+    options: Options = NONE,
+) -> dict[str, Work]:  # fmt: skip
+    """The stages of ``pipeline``, by name.
+
+    Args:
+        pipeline: what is about to run.
+        registry: all pipelines: a stage may be more than what runs of it.
+        parameters: all parameters.
+        project: what a relative ``data_root`` is relative to.
+        options: of the command, for those that errors name.
+    """
     found: dict[str, Work] = {}
     for name in in_session(pipeline):
         whole = registry.get(name, pipeline)
         full = Pipeline([node for node in whole.nodes if stage_name(node) == name])
-        found[name] = Work.of(name, pipeline, full, parameters, Path(project))
+        found[name] = Work.of(name, pipeline, full, parameters, Path(project), options)
     return found

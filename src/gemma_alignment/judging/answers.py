@@ -31,7 +31,7 @@ class Answers:
             if row["prompt_id"] in by_prompt:
                 raise UserError(
                     f"{system.name}/responses.jsonl answers prompt {row['prompt_id']!r} twice: "
-                    "make these responses again with overwrite=true."
+                    "make these responses again, by the same command with --params overwrite=true."
                 )
             by_prompt[row["prompt_id"]] = row
         return cls(system, by_prompt)
@@ -62,7 +62,8 @@ def _row(a: Answers, b: Answers, prompt_id: str) -> dict[str, Any]:
     if first["prompt"] != second["prompt"]:
         raise UserError(
             f"{a.system.name} and {b.system.name} answered different prompts under the id {prompt_id!r}: "
-            "they come from different data. Make the older responses again with overwrite=true."
+            "they come from different data. Make the older responses again, by the same command with "
+            "--params overwrite=true."
         )
     return {
         "prompt_id": prompt_id,

@@ -99,9 +99,8 @@ def check_shared_models(cards: Mapping[System, Mapping[str, str]]) -> None:
             sides = "; ".join(f"{key[:12]} in {', '.join(sorted(names))}" for key, names in sorted(groups.items()))
             raise UserError(
                 f"the runs to be compared do not share one {part.replace('_', ' ')} (fingerprints: {sides}). "
-                "Train the older ones again, as in `kedro run --pipeline=grpo --params "
-                "seed=42,overwrite=true`, or name those that belong together in evaluation.methods and "
-                "evaluation.seeds."
+                "Train the older ones again, each by its own command with --params overwrite=true, or name those that "
+                "belong together in evaluation.methods and evaluation.seeds."
             )
 
 

@@ -10,6 +10,7 @@ from gemma_alignment.datasets.checkpoint_store import CHECKPOINTS, saved
 from gemma_alignment.dotted import merged, nested
 from gemma_alignment.fingerprints import INTERRUPTED, Record
 from gemma_alignment.hooks.checks import check_parameters, configured_parameters
+from gemma_alignment.hooks.options import Options
 from gemma_alignment.hooks.work import works
 from gemma_alignment.stages import PREPARATION, kinds_of
 from gemma_alignment.study.plan import Plan, Run
@@ -42,6 +43,7 @@ class Opened:
     parameters: Mapping[str, Any]
     catalog: Any
     experiment_id: str
+    options: Options
 
     @classmethod
     def open(cls, project: Path, plan: Plan | Run) -> Self:
@@ -62,6 +64,7 @@ class Opened:
                 parameters=parameters,
                 catalog=context.catalog,
                 experiment_id=experiment.experiment_id,
+                options=Options.of(plan.env, plan.params),
             )
 
     def left_to_prepare(self, resume: bool) -> tuple[str, ...]:
@@ -150,4 +153,5 @@ class Opened:
     def _work(self, name: str, params: Mapping[str, Any]) -> Any:
         from kedro.framework.project import pipelines
 
-        return works(pipelines[name], pipelines, merged(self.parameters, nested(params)), self.path)[name]
+        own = merged(self.parameters, nested(params))
+        return works(pipelines[name], pipelines, own, self.path, self.options)[name]

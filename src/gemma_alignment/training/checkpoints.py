@@ -105,7 +105,7 @@ def numbers_of(state: TrainingState, part: str) -> Mapping[str, Any]:
     if part not in state.numbers:
         raise UserError(
             f"The checkpoint says nothing of {part}: it was written by another version. "
-            "Begin anew with --params overwrite=true."
+            "Begin anew: the same command with overwrite=true in place of resume=true."
         )
     return state.numbers[part]
 
@@ -137,7 +137,7 @@ def _put(saved: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], ro
     if shapes != {name: value.shape for name, value in parameters.items()}:
         raise UserError(
             f"The checkpoint's {role} has other tensors than this model's: it was written by another version. "
-            "Begin anew with --params overwrite=true."
+            "Begin anew: the same command with overwrite=true in place of resume=true."
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
