@@ -227,6 +227,8 @@ def fuzzed(chance: random.Random, count: int) -> Iterator[bytes]:
             row[side] = [message("user", row["prompt"]), message("assistant", text)]
         elif kind == 3:
             row["prompt"] += "".join(chance.choices(AWKWARD, k=3))
+            for side in ("chosen", "rejected"):
+                row[side] = [message("user", row["prompt"]), *row[side][1:]]
         line = json.dumps(row, ensure_ascii=chance.random() < 0.5).encode("utf-8", "surrogatepass")
         if kind == 4:
             damaged = bytearray(line)
