@@ -144,7 +144,9 @@ def test_settings_without_meaning_are_refused(changes, message):
         _controller(**changes)
 
 
-@pytest.mark.parametrize("changes", [{"horizon": 0.5}, {"max_rise": 0.0, "max_fall": 0.0}, {"max_fall": 1.0}])
+@pytest.mark.parametrize(
+    "changes", [{"horizon": 0.5}, {"max_rise": 0.0, "max_fall": 0.0}, {"max_fall": 1.0}, {"ceiling": 0.05}]
+)
 def test_settings_at_their_limits_are_taken(changes):
     assert _controller(**changes).update(kl=0.5, n=96, progress=0.1) == 0.05
 
