@@ -24,7 +24,7 @@ def headline(verdict: Block, protocol: Block) -> str:
     a, b = name_of(protocol["method_a"]), name_of(protocol["method_b"])
     phrase = verdict["phrase"]
     if verdict["word"] == "not resolved":
-        if verdict["reason"]:
+        if verdict.get("reason"):
             return f"Whether {a} or {b} is better is not resolved: {verdict['reason']}."
         return f"Whether {a} or {b} is better is not resolved at this n."
     if verdict["word"] == "not estimable":
