@@ -90,8 +90,9 @@ def optimize(run: Run, start: TrainingState | None = None) -> Iterator[UpdateRec
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * remaining
         rows = prompt_order(len(run.prompts), per_iteration, iteration - 1, run.seed)
+        prompts = [run.prompts[i] for i in rows]
         experience = collect(
-            run.model, run.chat, [run.prompts[i] for i in rows], run.method.group_size, settings=run.rollout,
+            run.model, run.chat, prompts, run.method.group_size, settings=run.rollout,
             scale=run.scale, penalty=settings.missing_eos_penalty, normalize=run.score_normalizer.normalize,
             with_critic=run.method.needs_critic, microbatch_size=settings.microbatch_size,
             generator=generator(run.seed, "rollout", iteration), old_logprobs=run.old_logprobs,
@@ -102,7 +103,7 @@ def optimize(run: Run, start: TrainingState | None = None) -> Iterator[UpdateRec
         kl_coef = run.kl_controller.coef
         credit = run.method.assign_credit(experience, kl_coef)
         stats = _update(run, experience, credit, optimizers, iteration)
-        metrics = {**describe(experience, run.chat, dict(run.prompts), run.gold), **stats, "policy/kl_coef": kl_coef}
+        metrics = {**describe(experience, run.chat, dict(prompts), run.gold), **stats, "policy/kl_coef": kl_coef}
         run.score_normalizer.update(experience.raw_scores)
         run.kl_controller.update(
             metrics["policy/kl_to_reference"], len(experience.ended), iteration / settings.num_iterations
