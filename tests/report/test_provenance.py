@@ -8,7 +8,7 @@ from fake_study import REPORTING, fake_study
 from kedro.config import OmegaConfigLoader
 
 from gemma_alignment.dotted import dotted, merged, nested
-from gemma_alignment.hooks.work import _read
+from gemma_alignment.hooks.values import read_by
 from gemma_alignment.pipeline_registry import register_pipelines
 from gemma_alignment.pipelines.reporting.nodes import compare, render_report
 from gemma_alignment.report.provenance import configuration
@@ -57,7 +57,7 @@ def records(parameters):
 
     def record(stage, seed=None):
         nodes = [node for node in pipelines()[stage].nodes if stage in node.tags]
-        read = _read(nodes, {**parameters, "seed": seed})
+        read = read_by(nodes, {**parameters, "seed": seed})
         return Run(RunKey(stage, seed), card={"status": "finished", "parameters": read, "fingerprints": {}})
 
     found = [*(record(stage) for stage in STAGES), *(record(arm, seed) for arm in ("ppo", "grpo") for seed in (1, 2))]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,7 +12,6 @@ from kedro.pipeline.node import Node
 
 from gemma_alignment.datasets.atomic import discard
 from gemma_alignment.datasets.checkpoint_store import CHECKPOINTS, saved
-from gemma_alignment.errors import UserError
 from gemma_alignment.fingerprints import Record, Status, differences, digest, digest_of, digest_of_bytes, refuse
 from gemma_alignment.hooks.checks import free_inputs, path_of
 from gemma_alignment.hooks.feasible import check_budget, check_device
@@ -20,6 +19,7 @@ from gemma_alignment.hooks.given import JUDGE, SOURCE, check_judge, check_source
 from gemma_alignment.hooks.memory import peak_mb, reset_peak
 from gemma_alignment.hooks.options import NONE, Options
 from gemma_alignment.hooks.outputs import changed, check_unchanged, made
+from gemma_alignment.hooks.values import read_by
 from gemma_alignment.stages import CLOSING, PREPARATION, STAGES, Stage
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class Work:
             nodes={node.name for node in running.nodes if stage_name(node) == name},
             full=full,
             made_here=frozenset(running.all_outputs()),
-            parameters=_read(full.nodes, parameters),
+            parameters=read_by(full.nodes, parameters),
             makers={one: Stage.of(one, parameters).directory(project / parameters["data_root"]) for one in PREPARATION},
             overwrite=bool(parameters["overwrite"]),
             resume=bool(parameters["resume"]),
@@ -260,25 +260,6 @@ class Work:
         datasets = [catalog.get(name) for name in self.full.all_outputs()]
         kept = [one for one in datasets if one is not None and not isinstance(one, MemoryDataset)]
         return all(one.exists() for one in kept)
-
-
-def _read(nodes: Iterable[Node], parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that some of ``nodes`` read."""
-    names = {name for node in nodes for name in node.inputs}
-    if "parameters" in names:
-        return dict(parameters)
-    return dict(_looked_up(sorted(names), parameters))
-
-
-def _looked_up(names: Iterable[str], parameters: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name in names:
-        if name.startswith("params:"):
-            value: Any = parameters
-            for part in name.removeprefix("params:").split("."):
-                if not isinstance(value, Mapping) or part not in value:
-                    raise UserError(f"missing parameter {name.removeprefix('params:')}")
-                value = value[part]
-            yield name.removeprefix("params:"), value
 
 
 def works(
