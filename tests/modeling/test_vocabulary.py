@@ -130,7 +130,7 @@ def test_pretraining_and_the_comparison_of_merged_models(monkeypatch: pytest.Mon
         list(pretraining.pretrain(plain, lambda step: dialogues, settings, 0))
         with model.role("policy"):
             states = model.response_states(batch())
-        _largest_gap(model.merged("policy", torch.float32), batch(), model, states)
+        assert 0 <= _largest_gap(model.merged("policy", torch.float32), batch(), model, states) < 1e-4
 
 
 def test_pretraining_in_parts_is_pretraining(monkeypatch: pytest.MonkeyPatch) -> None:
