@@ -46,10 +46,8 @@ def project(tmp_path, empty_store, monkeypatch):
     return Project(root)
 
 
-@pytest.fixture(scope="session")
-def toy_study(tmp_path_factory):
-    """A project folder in which ``kedro run`` finished at toy size, every stage for one seed; to be read only."""
-    root = tmp_path_factory.mktemp("toy") / "study"
+def whole_project(root):
+    """A copy of the real project, without anything that a study of the surroundings would hand on to it."""
     for name in ("conf", "notebooks", "docs"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("local"))
     (root / "conf" / "local").mkdir()
@@ -57,7 +55,21 @@ def toy_study(tmp_path_factory):
         shutil.copy(ROOT / name, root / name)
     shutil.copytree(ROOT / "src", root / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     away = ("MLFLOW_TRACKING_URI", "GEMMA_ALIGNMENT_PARENT_RUN", "GEMMA_ALIGNMENT_STUDY", "KEDRO_ENV")
-    project = Project(root, {name: value for name, value in os.environ.items() if name not in away})
+    return Project(root, {name: value for name, value in os.environ.items() if name not in away})
+
+
+@pytest.fixture
+def real_project(tmp_path, empty_store):
+    """A copy of the real project in which nothing has run."""
+    project = whole_project(tmp_path / "real")
+    shutil.copy(empty_store, project.root / "mlflow.db")
+    return project
+
+
+@pytest.fixture(scope="session")
+def toy_study(tmp_path_factory):
+    """A project folder in which ``kedro run`` finished at toy size, every stage for one seed; to be read only."""
+    project = whole_project(tmp_path_factory.mktemp("toy") / "study")
     code, text = project.command("kedro", "run", "--env=test", "--params", "data_root=data", timeout=1200)
     assert code == 0, text
     return project
