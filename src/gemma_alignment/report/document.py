@@ -54,6 +54,13 @@ def _first_screen(comparison: Block, title: str, drawn: Sequence[Figure]) -> Htm
     not_judged = (
         None if judged else h("p", "Not judged: ", h("a", "how to have the answers judged", href="#judge"), ".")
     )
+    cautions = comparison["cautions"]
+    beside = [
+        h("p", effect) if (effect := wording.effect_sentence(comparison)) else None,
+        *(h("p", h("b", "Caution: "), one, class_="caution") for one in cautions),
+    ]
+    count = f"{len(cautions)} reason{'' if len(cautions) == 1 else 's'} for care"
+    pointer = h("p", h("b", "Caution: "), h("a", count, href="#beside"), ", below the figures.", class_="pointer")
     return h(
         "header",
         h("p", title, class_="eyebrow"),
@@ -62,12 +69,13 @@ def _first_screen(comparison: Block, title: str, drawn: Sequence[Figure]) -> Htm
             "div",
             h("p", wording.headline(comparison["verdict"], protocol), class_="verdict"),
             h("p", wording.evidence(comparison)),
-            h("p", wording.effect_sentence(comparison)),
-            *(h("p", h("b", "Caution: "), one, class_="caution") for one in comparison["cautions"]),
             not_judged,
+            pointer if cautions else None,  # on a phone, where the figures come before what stands beside
             class_="card",
         ),
+        h("div", *beside, class_="card beside", id="beside") if any(beside) else None,
         h("div", *(_figure(one, "h2") for one in drawn), class_="grid"),
+        class_="first",
     )
 
 

@@ -50,7 +50,7 @@ def forest(comparison: Mapping[str, Any]) -> Figure | None:
         f"Effect sizes, {a} − {b}, with {protocol['confidence']:.0%} noncentral-t intervals over seeds. "
         "Better or worse depends on the metric: the arrow beside its name points to the better side."
     )
-    return Figure("forest", "Effect sizes", caption, {"data": [trace], "layout": layout}, 108 + 42 * len(rows))
+    return Figure("forest", "Effect sizes", caption, {"data": [trace], "layout": layout}, 92 + 30 * len(rows))
 
 
 def _direction_label(block: Mapping[str, Any]) -> str:
@@ -84,6 +84,7 @@ def win_bars(comparison: Mapping[str, Any]) -> Figure | None:
                 "text": [percent(s, 0) for s in shares],
                 "textposition": "inside",
                 "insidetextanchor": "middle",
+                "textangle": 0,
                 "textfont": {"color": "#1b1f24" if part == "ties" else "#ffffff"},
                 "customdata": [[w, c] for w, c in zip(what, counts, strict=True)],
                 "hovertemplate": "%{customdata[0]}: %{customdata[1]} (%{x:.1f}%)<extra></extra>",
@@ -107,7 +108,7 @@ def win_bars(comparison: Mapping[str, Any]) -> Figure | None:
         "Wins (left, colour of the first), ties (pale) and losses (right). Each pair of answers is judged "
         "in both orders; orders that disagree are a tie."
     )
-    return Figure("wins", "Wins, ties, losses", caption, {"data": traces, "layout": layout}, 90 + 58 * len(blocks))
+    return Figure("wins", "Wins, ties, losses", caption, {"data": traces, "layout": layout}, 72 + 44 * len(blocks))
 
 
 def frontier(families: Mapping[str, Mapping[int, Run]], gold: bool) -> Figure | None:

@@ -153,7 +153,7 @@ def _margins(margins: Block) -> Figure:
         "hovertemplate": "%{y} pairs<extra></extra>",
     }
     layout = {
-        "xaxis": {"title": {"text": "output of the chosen − output of the rejected answer"}},
+        "xaxis": {"title": {"text": "output of the chosen − of the rejected answer"}},
         "yaxis": {"title": {"text": "held-out pairs"}},
         "showlegend": False,
         "bargap": 0,
@@ -194,7 +194,7 @@ def _reliability(calibration: Block) -> Figure:
     }
     layout = {
         "xaxis": {"title": {"text": "probability stated for the preferred answer"}, "range": [0.48, 1.02]},
-        "yaxis": {"title": {"text": "share in which it is the chosen one"}, "range": [0, 1.05]},
+        "yaxis": {"title": {"text": "share that is the chosen one"}, "range": [0, 1.05]},
         "margin": {"l": 58, "r": 12, "t": 8, "b": 44},
     }
     caption = "Below the dotted line the reward model is surer than it may be. Bars are Wilson intervals."
