@@ -1,6 +1,7 @@
 """Ablations and sweeps: which runs they are, what is refused, and that the baseline stays as it is."""
 
 import dataclasses
+import json
 import typing
 from pathlib import Path
 
@@ -270,6 +271,10 @@ def test_an_ablation_runs_beside_the_baseline_and_leaves_it_as_it_is(project):
     (parent,) = [run for name, run in runs.items() if name.startswith("study-")]
     assert variant.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert parent.data.tags["variants"] == "grpo@clip_epsilon_high-0.28"
+    experiment = parent.info.experiment_id
+    view = json.loads(project.client.get_experiment(experiment).tags[f"mlflow.sharedViewState.{parent.info.run_name}"])
+    arms = {run.info.run_name for run in project.client.search_runs([experiment], view["searchFilter"])}
+    assert arms == {name for name in runs if name.startswith("grpo")}, "the reused one among them"
 
     code, said = project.command("kedro", "study", "status", *words)
     assert code == 0

@@ -60,8 +60,8 @@ def test_the_printed_address_shows_the_arms_with_the_columns_that_matter(pages, 
     for name in ("ppo-seed42", "grpo-seed42"):
         page.get_by_text(name, exact=True).first.wait_for(timeout=240_000)
     assert page.get_by_text("sft", exact=True).count() == 0, "the filter leaves the arms alone"
-    for column in ("eval/gold_mean", "eval/kl_to_reference", "eval/score_mean"):
-        assert page.get_by_text(column).count() > 0, column
+    for column in ("budget/responses", "eval/gold_mean", "eval/kl_to_reference", "eval/score_mean", "method", "seed"):
+        assert page.get_by_text(column, exact=True).count() > 0, column
     assert errors(page) == []
 
 

@@ -14,7 +14,7 @@ from fake_study import REPORTING, fake_study
 
 from gemma_alignment.config import build
 from gemma_alignment.parameters.reporting import ReportingParameters
-from gemma_alignment.pipelines.reporting.nodes import render_report
+from gemma_alignment.pipelines.reporting.nodes import compare, render_report
 from gemma_alignment.report import page as whole
 from gemma_alignment.report.curves import MOST_POINTS, axes_of, band, curve
 from gemma_alignment.report.html import Html, h
@@ -291,3 +291,20 @@ def test_the_rows_behind_the_study_are_counted(page):
     assert "Rows with the higher score on the rejected answer, kept 3" in words
     assert "Pairs of answers given in both orders, kept 5" in words
     assert "Prompts under more than one prompt_id, each split as one 2" in words
+
+
+def test_the_link_to_mlflow_is_of_the_newest_study_before_that_of_every_arm():
+    study = fake_study(seeds=(42,), judged=False, iterations=10, prompts=4)
+
+    def link():
+        return compare(*study.inputs())[0]["mlflow_view"]
+
+    cards = {name: files["run.json"] for name, files in study["files"].items() if "run.json" in files}
+    assert link() == VIEW
+    older, newer, newest = (VIEW.replace("=arms", f"=study-{i}") for i in (1, 2, 3))
+    cards["ppo/seed=42"] |= {"mlflow_view": newer, "created": "2026-01-02T10:00:00+00:00"}
+    cards["grpo/seed=42"] |= {"mlflow_view": older}
+    study["files"]["reporting"] = {"run.json": {"mlflow_view": VIEW, "created": "2026-01-03T10:00:00+00:00"}}
+    assert link() == newer
+    study["files"]["evaluation"] = {"run.json": {"mlflow_view": newest, "created": "2026-01-03T10:00:00+00:00"}}
+    assert link() == newest  # a study that reused every arm

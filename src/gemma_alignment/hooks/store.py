@@ -10,7 +10,7 @@ from gemma_alignment.errors import UserError
 SCHEME = "sqlite:///"
 SERVERS = ("http://", "https://")
 VIEW = "arms"
-"""The name under which the view that compares the arms is kept with the experiment."""
+"""The name under which the view of every arm is kept with the experiment; that of a study's is the study's name."""
 PORT = 5000
 """Where ``make ui`` listens."""
 ANSWER = 10.0
@@ -77,7 +77,7 @@ def anchor(context: Any) -> None:
     loader["mlflow"] = {**conf, "server": server, "tracking": {**tracking, "experiment": experiment}}
 
 
-def view_address(uri: str, experiment_id: str, port: int = PORT) -> str:
+def view_address(uri: str, experiment_id: str, view: str, port: int = PORT) -> str:
     """Where MLflow's pages show the arms side by side: on the server of the store, else on that of ``make ui``.
 
     A name and a password in the address of a server stay out of it.
@@ -87,7 +87,7 @@ def view_address(uri: str, experiment_id: str, port: int = PORT) -> str:
         scheme, _, rest = uri.rstrip("/").partition("://")
         host, slash, path = rest.partition("/")
         server = f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
-    return f"{server}/#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}"
+    return f"{server}/#/experiments/{experiment_id}/runs?viewStateShareKey={view}"
 
 
 def find_run(client: Any, run_id: str | None) -> Any:

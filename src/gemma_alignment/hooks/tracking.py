@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_alignment.hooks.provenance import command, git_commit, git_is_dirty
-from gemma_alignment.hooks.store import find_run, view_address
+from gemma_alignment.hooks.store import VIEW, find_run, view_address
 from gemma_alignment.hooks.work import Work
 from gemma_alignment.stages import Stage
 
@@ -80,7 +80,8 @@ class Tracking:
 
         if not self.is_on or self._config is None:
             return None
-        return view_address(mlflow.get_tracking_uri(), self._config.tracking.experiment._experiment.experiment_id)
+        experiment = self._config.tracking.experiment._experiment.experiment_id
+        return view_address(mlflow.get_tracking_uri(), experiment, os.environ.get(STUDY, VIEW))
 
     def before_open(self) -> None:
         """Make the run that kedro-mlflow is to open: that of the only stage, of the first, or the session's.

@@ -92,7 +92,7 @@ def compare_study(study: Study, judge: Mapping[str, Any], versions: Mapping[str,
         "win_rates": rates,
         "holm": holm_table,
         "costs": {name: _cost(name, by_family) for name in COSTS},
-        "mlflow_view": next((r.card["mlflow_view"] for r in reversed(used) if r.card.get("mlflow_view")), None),
+        "mlflow_view": _mlflow_view(study.runs),
         "phases": phases(study.runs, study.families),
         "baseline": _baseline(study.runs, used),
         "by_source": by_source(study.runs, used, study.families, study.prompts),
@@ -121,6 +121,13 @@ def compare_study(study: Study, judge: Mapping[str, Any], versions: Mapping[str,
 def fingerprint(protocol: ProtocolParameters) -> str:
     """The fingerprint that the report prints of its protocol."""
     return canonical_fingerprint(asdict(protocol))
+
+
+def _mlflow_view(runs: Mapping[RunKey, Run]) -> str | None:
+    """The address that the newest record names; one that shows the arms of a study before one that shows all."""
+    cards = [run.card for run in runs.values() if run.card.get("mlflow_view")]
+    newest = max(cards, key=lambda card: ("=study-" in card["mlflow_view"], card["created"]), default=None)
+    return None if newest is None else newest["mlflow_view"]
 
 
 def _least_seeds(by_family: Mapping[str, Mapping[int, Run]]) -> int:

@@ -55,10 +55,8 @@ def _first_screen(comparison: Block, title: str, drawn: Sequence[Figure]) -> Htm
         None if judged else h("p", "Not judged: ", h("a", "how to have the answers judged", href="#judge"), ".")
     )
     cautions = comparison["cautions"]
-    beside = [
-        h("p", effect) if (effect := wording.effect_sentence(comparison)) else None,
-        *(h("p", h("b", "Caution: "), one, class_="caution") for one in cautions),
-    ]
+    effect = h("p", said) if (said := wording.effect_sentence(comparison)) else None
+    beside = [effect, *(h("p", h("b", "Caution: "), one, class_="caution") for one in cautions)]
     count = f"{len(cautions)} reason{'' if len(cautions) == 1 else 's'} for care"
     pointer = h("p", h("b", "Caution: "), h("a", count, href="#beside"), ", below the figures.", class_="pointer")
     return h(
@@ -69,11 +67,11 @@ def _first_screen(comparison: Block, title: str, drawn: Sequence[Figure]) -> Htm
             "div",
             h("p", wording.headline(comparison["verdict"], protocol), class_="verdict"),
             h("p", wording.evidence(comparison)),
+            pointer if cautions else effect,  # on a phone the figures come before what stands beside
             not_judged,
-            pointer if cautions else None,  # on a phone, where the figures come before what stands beside
             class_="card",
         ),
-        h("div", *beside, class_="card beside", id="beside") if any(beside) else None,
+        h("div", *beside, class_="card beside", id="beside") if cautions else None,
         h("div", *(_figure(one, "h2") for one in drawn), class_="grid"),
         class_="first",
     )

@@ -43,7 +43,7 @@ def learning_curves(
         ]
         layout = {
             "xaxis": {"title": {"text": AXES["iteration"][0]}},
-            "yaxis": {"title": {"text": unit}},
+            "yaxis": {"title": {"text": unit}, **({"rangemode": "nonnegative"} if unit == "share" else {})},
             "margin": {"l": 58, "r": 12, "t": 8, "b": 44},
         }
         figures.append(

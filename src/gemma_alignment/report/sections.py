@@ -57,7 +57,7 @@ def _rows(data: Block) -> str | None:
     """What became of the rows of the source."""
     if not data:
         return None
-    elsewhere = _count(data, "data/other_prompt")
+    elsewhere = _count(data, "data/other_prompt") if data.get("data/other_prompt") else None
     because = f", {elsewhere} of them because a conversation starts with another prompt" if elsewhere else ""
     split = (
         ", ".join(f"{found} {kind}" for kind in ("train", "eval") if (found := _count(data, f"data/{kind}_pairs")))

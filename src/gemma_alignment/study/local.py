@@ -111,6 +111,9 @@ class _Study:
         reused = not self._opened.parameters["overwrite"] and self._opened.is_done(run)
         if reused:
             self._labelled |= self._opened.label(run)
+            for stage in run.stages:
+                record = Record.read(stage.directory(self._opened.data_root))
+                self.parent.adopt(record.mlflow_run_id if record else None)
         log = run.stages[0].directory(self._opened.data_root) / "run.log"
         return Child(self._going_on(run), log, reused=reused)
 

@@ -15,6 +15,7 @@ from gemma_alignment.hooks.provenance import command, git_commit
 from gemma_alignment.hooks.session import MLFLOW_STATUS
 from gemma_alignment.hooks.store import find_run
 from gemma_alignment.study.processes import Child
+from gemma_alignment.study.view import share
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,15 @@ class ParentRun:
                 self._client.set_tag(run.info.run_id, key, value)
             self._client.update_run(run.info.run_id, status="RUNNING")
         self.run_id: str = run.info.run_id
+        with self._patient():
+            share(self._client, experiment_id, self.name)
+
+    def adopt(self, run_id: str | None) -> None:
+        """Let a finished run that this study reuses say so: the view of the study's arms finds it by its tag."""
+        with self._patient():
+            if run_id is not None and (run := find_run(self._client, run_id)) is not None:
+                names = dict.fromkeys([*run.data.tags.get("study", "").split(), self.name])
+                self._client.set_tag(run_id, "study", " ".join(name for name in names if name != "none"))
 
     def _study_of(self, records: Sequence[Record]) -> Any:
         """The MLflow run of the study that the newest of ``records`` belongs to, where the store has it."""

@@ -11,7 +11,7 @@ from gemma_alignment.hooks.store import SERVERS, VIEW, anchored, view_address
 EXPERIMENT = "gemma-alignment"
 DEFAULT = "sqlite:///mlflow.db"
 
-TAG = f"mlflow.sharedViewState.{VIEW}"
+TAG = "mlflow.sharedViewState."
 """Where MLflow's page looks for the view that ``viewStateShareKey`` in an address names."""
 
 JOBS = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION"
@@ -21,31 +21,34 @@ COLUMNS = (
     "metrics.`eval/gold_mean`",
     "metrics.`eval/kl_to_reference`",
     "metrics.`eval/score_mean`",
-    "tags.`data_root`",
+    "metrics.`budget/responses`",
+    "tags.`method`",
     "tags.`seed`",
-    "tags.`study`",
 )
 """In the order in which the page shows them: by group, then by name. More would push the score off a narrow screen."""
 
-STATE = {
-    "searchFilter": "tags.method != 'none'",
-    "orderByKey": "tags.`study`",
-    "orderByAsc": False,
-    "startTime": "ALL",
-    "lifecycleFilter": "Active",
-    "selectedColumns": COLUMNS,
-}
+ARMS = "tags.method != 'none'"
 
 
-def share(client: Any, experiment: str) -> str:
-    """Keep the view with the experiment; the experiment's number.
+def share(client: Any, experiment_id: str, study: str | None = None) -> None:
+    """Keep a view with the experiment: of the arms of a study, those that it reused among them, else of every arm."""
+    state = {
+        "searchFilter": ARMS if study is None else f"tags.study LIKE '%{study}%' and {ARMS}",
+        "orderByKey": "tags.`study`" if study is None else "tags.`method`",
+        "orderByAsc": study is not None,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "selectedColumns": COLUMNS if study is not None else (*COLUMNS, "tags.`data_root`", "tags.`study`"),
+    }
+    client.set_experiment_tag(experiment_id, TAG + (study or VIEW), json.dumps(state))
 
-    The experiment is made where no run has made it yet.
-    """
-    found = client.get_experiment_by_name(experiment)
-    number = found.experiment_id if found is not None else client.create_experiment(experiment)
-    client.set_experiment_tag(number, TAG, json.dumps(STATE))
-    return str(number)
+
+def newest(client: Any, experiment_id: str) -> str | None:
+    """The name of the study that began last; None before the first."""
+    found = client.search_runs(
+        [experiment_id], "tags.stage = 'study'", order_by=["attributes.start_time DESC"], max_results=1
+    )
+    return str(found[0].info.run_name) if found else None
 
 
 def command(uri: str, port: int) -> list[str]:
@@ -60,8 +63,15 @@ def show(project: Path, port: int) -> None:
     from mlflow import MlflowClient
 
     uri = anchored(os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT, project)
-    number = share(MlflowClient(uri), EXPERIMENT)
-    click.echo(f"The arms side by side: {view_address(uri, number, port)}")
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(EXPERIMENT)
+    number = str(found.experiment_id if found is not None else client.create_experiment(EXPERIMENT))
+    study = newest(client, number)
+    for one in dict.fromkeys((study, None)):
+        share(client, number, one)
+    click.echo(f"The arms side by side: {view_address(uri, number, study or VIEW, port)}")
+    if study is not None:
+        click.echo(f"Those of every study:  {view_address(uri, number, VIEW, port)}")
     if not uri.startswith(SERVERS):
         os.environ.setdefault(JOBS, "false")
         os.execv(sys.executable, command(uri, port))  # noqa: S606 - no shell is wanted
