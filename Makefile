@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_NUM_THREADS := 1
 export PYTHONWARNINGS ?= ignore
 
-.PHONY: install study test lint audit mutate soak ui viz
+.PHONY: install study test lint audit mutate soak bench ui viz
 
 .venv/.base: pyproject.toml requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -57,6 +57,17 @@ mutate: .venv/.mutate  ## mutation tests of the formulas, fails below 90%; ARGS=
 
 soak: .venv/.test  ## kill a study again and again, resume it, compare; KILLS=50 SEED=1 SOAK_ENV=test ARGS=--seeds=42
 	$(BIN)/python tests/soak.py --kills $(or $(KILLS),50) --seed $(or $(SEED),1) --env $(or $(SOAK_ENV),test) $(ARGS)
+
+# An environment of a TRL that sees the packages of .venv: torch is not installed once more.
+build/bench/trl-%/.done: benchmarks/requirements.txt benchmarks/requirements-ppo.txt .venv/.base
+	$(BIN)/python -m venv $(@D)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $(@D)/base.txt
+	cp $(@D)/base.txt $$($(@D)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/zz_base.pth
+	$(@D)/bin/python -m pip install -q -c requirements.lock -r $(if $(findstring 1.12,$@),benchmarks/requirements-ppo.txt,benchmarks/requirements.txt)
+	touch $@
+
+bench: .venv/.base build/bench/trl-1.16/.done build/bench/trl-1.12/.done  ## speed and memory beside TRL; BENCH=peers for a part, ARGS="--only grpo"
+	$(BIN)/python benchmarks/run.py $(or $(BENCH),all) $(ARGS)
 
 ui: .venv/.base  ## MLflow on the study's store, and the address that compares the arms
 	$(BIN)/kedro study ui
