@@ -14,7 +14,6 @@ from scipy import stats
 from gemma_alignment.config import build
 from gemma_alignment.parameters.reporting import ProtocolParameters
 from gemma_alignment.report.comparison import Study, compare_study
-from gemma_alignment.report.conclusions import verdict_block
 from gemma_alignment.report.formatting import name_of
 from gemma_alignment.report.runs import SFT, Run, RunKey
 from gemma_alignment.report.verdict import CLAIMS
@@ -34,10 +33,13 @@ QUANTITIES = {
 SEED_SDS = (0.0, 0.03, 0.08)
 REPEATS = 2_000
 HEADING = "## One arm against itself\n"
-KINDS = ("headline", "headline, not judged", "sentence about d", "any reading of the secondary family")
-"""Each held to the level by itself: the protocol promises it a family at a time."""
+PARTS = ("headline", "sentence about d", "any reading of the secondary family")
+"""What the report of a judged study may claim."""
 UNION = "any claim of a judged study"
-"""Headline, sentence about d or secondary family: promised nowhere, and printed so that nobody has to guess it."""
+NOT_JUDGED = "any claim of a study that is not judged"
+"""There the headline takes its word from the score's row of the family."""
+KINDS = (*PARTS, UNION, NOT_JUDGED)
+"""Each is held to the level: a whole report, and with it its parts."""
 
 
 def false_claims(repeats: int, seed_sd: float) -> Counter[str]:
@@ -51,18 +53,27 @@ def false_claims(repeats: int, seed_sd: float) -> Counter[str]:
         runs, outcomes = _study(rng, seed_sd)
         protocol = build(ProtocolParameters, PROTOCOL, "protocol")
         judged = compare_study(Study(runs, outcomes, protocol, 20, rng), {"kind": "rubric"}, {})
-        not_judged = verdict_block({**judged, "win_rates": {}}, protocol)
-        found["headline, not judged"] += not_judged["word"] in CLAIMS
-        secondary = [block for block in judged["metrics"].values() if block["role"] == "secondary"]
-        assert len(secondary) == len(PROTOCOL["secondary_metrics"])
-        said = [reading(block, judged["protocol"]) for block in secondary]
-        claims = {
-            "headline": judged["verdict"]["word"] in CLAIMS,
-            "sentence about d": claims_a_side(effect_sentence(judged)),
-            "any reading of the secondary family": any(not one.startswith("not ") for one in said),
-        }
-        found.update({**claims, UNION: any(claims.values())})
+        claims = _claims(judged, len(PROTOCOL["secondary_metrics"]))
+        not_judged = compare_study(Study(runs, {}, protocol, 20, rng), {"kind": "none"}, {})
+        found.update({
+            **claims,
+            UNION: any(claims.values()),
+            NOT_JUDGED: any(_claims(not_judged, len(QUANTITIES)).values()),
+        })
     return found
+
+
+def _claims(comparison, family):
+    """By part of the report, whether it claims anything; ``family`` is how many metrics the secondary one must have."""
+    secondary = [block for block in comparison["metrics"].values() if block["role"] == "secondary"]
+    assert len(secondary) == family
+    said = [reading(block, comparison["protocol"]) for block in secondary]
+    claimed = (
+        comparison["verdict"]["word"] in CLAIMS,
+        claims_a_side(effect_sentence(comparison)),
+        any(not one.startswith("not ") for one in said),
+    )
+    return dict(zip(PARTS, claimed, strict=True))
 
 
 def claims_a_side(sentence: str) -> bool:
@@ -108,17 +119,16 @@ def section(counts: dict[float, Counter[str]]) -> str:
 {REPEATS:,} simulated studies each of two methods that are one: 3 seeds, {PROMPTS} prompts, a fifth of the comparisons
 ties, prompts that differ with a standard deviation of {PROMPT_SD} and seeds with the one named. Every study is
 compared as a whole; a claim is a headline of "better", a sentence about d that puts one side above the other at both
-ends of its interval, or a reading of the secondary family that says anything but "not resolved". The level of 5% is
-kept per family: for each of these the lower end of the exact 95% interval must not lie above 0.05. It is not kept for
-a whole report, whose headline, sentence and table are three chances: "{UNION}" counts the studies with
-at least one of the three. Held by
+ends of its interval, or a reading of the secondary family that puts one side above the other. The level of 5% is kept
+for the whole report, whose headline, sentence and table would be three chances if the family were read out whatever the
+primary outcome: for each row the lower end of the exact 95% interval must not lie above 0.05. Held by
 `pytest -m slow tests/report/test_false_claims.py`, written by `python tests/report/false_claims.py docs/coverage.md`.
 
 | seed sd | false claim | studies | rate | exact 95% interval |
 |---|---|---|---|---|
 """
     for seed_sd, found in counts.items():
-        for kind in (*KINDS, UNION):
+        for kind in KINDS:
             low, high = exact_interval(found[kind], REPEATS)
             rate = found[kind] / REPEATS
             text += f"| {seed_sd:g} | {kind} | {found[kind]} of {REPEATS:,} | {rate:.4f} | {low:.4f} to {high:.4f} |\n"

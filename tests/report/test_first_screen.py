@@ -28,6 +28,22 @@ def test_d_is_given_the_word_of_the_table(unjudged):
     assert "not resolved after Holm" in taken_back and "higher" not in taken_back and "large" not in taken_back
 
 
+def test_d_is_given_no_word_where_the_primary_outcome_tells_nothing(made):
+    _, resolved = made()
+    assert (resolved["verdict"]["word"], "higher" in effect_sentence(resolved)) == ("better", True)
+    study = fake_study()
+    for row in study["judgements"]:
+        if "sft" not in (row["system_a"], row["system_b"]):
+            row["verdict"] = "first"  # each order contradicts the other: ties alone
+    comparison, _ = compare(*study.inputs())
+    assert (comparison["verdict"]["primary"], comparison["verdict"]["word"]) == (True, "not estimable")
+    d = comparison["metrics"]["eval/score_mean"]["cohens_d"]["d"]
+    assert d == resolved["metrics"]["eval/score_mean"]["cohens_d"]["d"]
+    sentence = effect_sentence(comparison)
+    assert f"{d:.2f}" in sentence and "higher" not in sentence and "large" not in sentence
+    assert "not claimed, as the primary outcome is not estimable" in sentence
+
+
 def test_a_headline_from_the_score_needs_what_its_table_needs(unjudged):
     comparison, protocol = unjudged
     assert verdict_block(with_holm(comparison, 0.01), protocol)["word"] in ("better", "worse")

@@ -9,6 +9,7 @@ from fake_study import REPORTING
 
 from gemma_alignment.pipelines.reporting.nodes import render_report
 from gemma_alignment.report import verdict as verdict_module
+from gemma_alignment.report.conclusions import keep_the_gate
 from gemma_alignment.report.formatting import bounds, name_of, number, p_value, percent_bounds, signed
 from gemma_alignment.report.verdict import judge_difference, magnitude, magnitude_phrase, what_seeds_show
 from gemma_alignment.report.wording import headline, reading
@@ -95,6 +96,26 @@ def test_holm_can_take_a_reading_back():
     assert reading(block(0.1, 0.2, 0.01, better=None), PROTOCOL) == "PPO higher"
     assert reading(block(-0.1, 0.2, 0.01), PROTOCOL) == "not resolved at this n"
     assert reading(block(None, None), PROTOCOL) == "not estimable"
+
+
+def test_the_primary_outcome_is_the_gate_to_the_secondary_family():
+    closed = {**block(0.1, 0.2, 0.03), "gate": "not resolved"}
+    assert reading(closed, PROTOCOL) == "not claimed, as the primary outcome is not resolved"
+    assert reading({**closed, "gate": "equivalent"}, PROTOCOL).endswith("is equivalent")
+    assert reading(block(0.1, 0.2, 0.03), PROTOCOL) == "PPO better"
+    assert reading({**closed, "holm_p": 0.2}, PROTOCOL) == "not resolved after Holm"
+    assert reading({**closed, **block(-0.1, 0.2, 0.01)}, PROTOCOL) == "not resolved at this n"
+
+
+@pytest.mark.parametrize(("word", "primary", "gate"), [
+    ("better", True, None), ("worse", True, None), ("not resolved", True, "not resolved"),
+    ("equivalent", True, "equivalent"), ("not estimable", True, "not estimable"), ("not resolved", False, None),
+])  # fmt: skip
+def test_the_gate_opens_where_the_primary_outcome_tells_the_two_apart_or_was_not_judged(word, primary, gate):
+    metrics = {"win_rate": {"role": "primary"}, "a": {"role": "secondary"}, "b": {"role": "descriptive"}}
+    keep_the_gate(metrics, {"word": word, "primary": primary})
+    assert metrics["a"] == {"role": "secondary", **({"gate": gate} if gate else {})}
+    assert (metrics["win_rate"], metrics["b"]) == ({"role": "primary"}, {"role": "descriptive"})
 
 
 @pytest.mark.parametrize(

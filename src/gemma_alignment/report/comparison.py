@@ -16,7 +16,7 @@ from gemma_alignment.report.comparing import (
     compare_to_half,
     over_prompts,
 )
-from gemma_alignment.report.conclusions import limits, not_estimable, verdict_block
+from gemma_alignment.report.conclusions import keep_the_gate, limits, not_estimable, verdict_block
 from gemma_alignment.report.eligibility import equality_checks, exclusions, missing_runs
 from gemma_alignment.report.matched import matched
 from gemma_alignment.report.metrics import COSTS, METRICS
@@ -112,6 +112,7 @@ def compare_study(study: Study, judge: Mapping[str, Any], versions: Mapping[str,
     comparison["robust"] = robust_blocks(metrics, protocol, study.generator)
     comparison["seeds"] = seeds_block(metrics, _least_seeds(by_family), protocol)
     comparison["verdict"] = verdict_block(comparison, protocol)
+    keep_the_gate(metrics, comparison["verdict"])
     comparison["cautions"] = cautions(comparison)
     comparison["limits"] = limits(comparison, protocol)
     comparison["not_estimable"] = not_estimable(comparison, missing_runs(study.runs, protocol), left_out)

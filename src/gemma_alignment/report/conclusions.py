@@ -7,7 +7,7 @@ from gemma_alignment.parameters.reporting import ProtocolParameters
 from gemma_alignment.report.formatting import name_of
 from gemma_alignment.report.runs import RunKey
 from gemma_alignment.report.seeds import what_more_would_show
-from gemma_alignment.report.verdict import Verdict, Word, judge_difference, magnitude_phrase, what_seeds_show
+from gemma_alignment.report.verdict import CLAIMS, Verdict, Word, judge_difference, magnitude_phrase, what_seeds_show
 
 Block = dict[str, Any]
 
@@ -142,6 +142,22 @@ def _from_metric(metric: Mapping[str, Any] | None, protocol: ProtocolParameters)
         "margin": protocol.effect_size_margin,
         "reason": difference["reason"],
     }
+
+
+def keep_the_gate(metrics: Mapping[str, Block], verdict: Mapping[str, Any]) -> None:
+    """Note in each secondary metric what the primary outcome is, where that closes the gate to the family.
+
+    Tested in a fixed sequence, each at the whole level, primary outcome and family together claim something of two
+    equal methods no more often than the level: the family is read out only when the primary outcome puts one method
+    above the other. Where nothing was judged there is no primary outcome, and the family stands alone.
+
+    Source: Westfall and Krishen (2001), Journal of Statistical Planning and Inference 99, 25-40.
+    """
+    if not verdict["primary"] or verdict["word"] in CLAIMS:
+        return
+    for block in metrics.values():
+        if block["role"] == "secondary":
+            block["gate"] = verdict["word"]
 
 
 def limits(comparison: Mapping[str, Any], protocol: ProtocolParameters) -> Block:

@@ -31,7 +31,7 @@ def results(comparison: Block) -> Html:
         Column("SFT", True, "where both start"),
         Column("Difference", True, f"{name_of(a)} − {name_of(b)}, Welch interval over seeds"),
         Column("Cohen’s d", True, "pooled sd, noncentral-t interval over seeds"),
-        Column("Reading", title="from the interval, and Holm’s p in the secondary family"),
+        Column("Reading", title="from the interval; in the secondary family Holm’s p and the primary outcome too"),
         Column("Read at", title="what had been spent there stands below the table"),
     ]
     rows = [

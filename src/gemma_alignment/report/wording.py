@@ -97,13 +97,15 @@ def effect_sentence(comparison: Block) -> str | None:
 
 
 def reading(block: Block, protocol: Block) -> str:
-    """What may be said of one metric: its interval, and for the secondary family Holm's p, decide."""
+    """What may be said of one metric: its interval decides, in the secondary family Holm's p and the gate too."""
     difference, holm = block["difference"], block.get("holm_p")
     verdict = judge_difference(difference["low"], difference["high"], 0.0, block["higher_is_better"])
     if verdict.word in ("not estimable", "not resolved"):
         return verdict.phrase
     if holm is not None and holm >= round(1.0 - protocol["confidence"], 12):
         return "not resolved after Holm"
+    if "gate" in block:
+        return f"not claimed, as the primary outcome is {block['gate']}"
     a, b = name_of(protocol["method_a"]), name_of(protocol["method_b"])
     if block["higher_is_better"] is None:
         return f"{a} higher" if difference["low"] > 0 else f"{b} higher"
