@@ -275,7 +275,7 @@ class KLControlParameters:
     max_fall: float
     """Largest relative fall of the coefficient per horizon."""
     ceiling: float
-    """Largest coefficient."""
+    """Largest coefficient, in units of the normalised score per nat."""
 
     def __post_init__(self) -> None:
         check_positive(target=self.target, horizon=self.horizon)
