@@ -17,7 +17,7 @@ from gemma_alignment.training.policy_optimization import Run, optimize
 LONG = {"num_iterations": 6, "eval_every": 2, "minibatch_size": 8}
 
 
-def drifting(monkeypatch: pytest.MonkeyPatch, off: Collection[int]) -> None:
+def drifting(monkeypatch: pytest.MonkeyPatch, off: Collection[int], by: float = 1.5 * AGREEMENT) -> None:
     """Let one token's log-probability of the sampler be wrong in these iterations; nothing is evaluated."""
     real, seen = experience.rollout, []
 
@@ -25,7 +25,7 @@ def drifting(monkeypatch: pytest.MonkeyPatch, off: Collection[int]) -> None:
         found = real(*args)
         seen.append(1)
         logprobs = found.logprobs.clone()
-        logprobs[1, 0] += 1.5 * AGREEMENT * (len(seen) in off)
+        logprobs[1, 0] += by * (len(seen) in off)
         return replace(found, logprobs=logprobs)
 
     monkeypatch.setattr(experience, "rollout", moved)
@@ -45,13 +45,15 @@ def gaps(one: Run) -> dict[int, float | None]:
 
 
 def test_it_is_asked_at_the_first_iteration_and_wherever_the_policy_is_evaluated(
-    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    drifting(monkeypatch, {5, 6}, by=0.5 * AGREEMENT)
     with caplog.at_level(logging.WARNING):
         found = gaps(one_run())
     assert [i for i, gap in found.items() if gap is not None] == [1, 2, 4, 6]
-    assert all(gap < AGREEMENT for gap in found.values() if gap is not None)
-    assert found[6] != found[1], "of that iteration's responses"
+    gap = found.pop(6)
+    assert gap == pytest.approx(0.5 * AGREEMENT, rel=0.05), "of that iteration's responses"
+    assert all(gap < 0.1 * AGREEMENT for gap in found.values() if gap is not None)
     assert not warnings(caplog)
 
 
