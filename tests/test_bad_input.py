@@ -59,7 +59,19 @@ def test_at_the_shell_it_is_one_message_and_a_status(project):
 def test_an_unknown_pipeline_is_one_message(project):
     with pytest.raises(ValueError, match="gpro") as error:
         project.run("gpro")
-    assert str(explained(error.value)).startswith("Failed to find the pipeline named 'gpro'")
+    assert explained(error.value) == "unknown pipeline gpro; did you mean grpo?"
+    other = ValueError(str(error.value).replace("gpro", "dpo-xyz"))
+    assert str(explained(other)).startswith("unknown pipeline dpo-xyz; there are data_processing, sft, reward")
+
+
+@pytest.mark.cli
+def test_a_runner_of_nodes_side_by_side_is_refused(project):
+    """Its hooks run in the processes that it starts: the record of a stage would stay at running for good."""
+    words = ("kedro", "run", "--pipeline=data_processing", "--runner=ParallelRunner", "--env=test")
+    code, output = project.command(*words)
+    assert code == 1
+    assert "kedro study --workers" in output
+    assert not project.data.exists()
 
 
 def test_an_unknown_environment_is_named_with_the_nearest(project):

@@ -123,7 +123,7 @@ def test_the_nearest_name_is_one_of_the_known_ones(name):
     assert nearest(name, ["group_size", "kl_coef"]) in (None, "group_size", "kl_coef")
 
 
-@given(st.integers(), st.floats(allow_nan=False))
+@given(st.integers(), st.floats(allow_nan=False, allow_infinity=False))
 def test_numbers_survive(count, rate):
     @dataclass(frozen=True)
     class Numbers:

@@ -96,10 +96,11 @@ def test_a_later_stage_reads_what_the_same_session_wrote(project):
         ({"sed": 1}, r"unknown parameter sed; did you mean seed\?"),
         ({"grpo": 4}, r"grpo is a section, not a value"),
         ({"sft__learning_rate": "fast"}, r"sft\.learning_rate: expected float, got 'fast'"),
-        ({"seed": -1}, r"seed must be from 0"),
+        ({"seed": -1}, r"^seed must be from 0"),
+        ({"seed": 1.5}, r"^seed: expected int, got 1.5"),
         ({"variant": "a/b"}, r"variant becomes part of a folder's name"),
         ({"protocol__method_b": "gppo"}, r"protocol: unknown method gppo; did you mean ppo\?"),
-        ({"evaluation__methods": ["gpro@k4"]}, r"evaluation\.methods: unknown method gpro@k4; did you mean grpo"),
+        ({"evaluation__methods": ["gpro@k4"]}, r"^evaluation: methods: unknown method gpro@k4; did you mean grpo"),
     ],
 )
 def test_a_wrong_parameter_is_named_before_any_run_opens(project, params, message):

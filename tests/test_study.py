@@ -21,7 +21,7 @@ def test_seeds_are_lists_and_ranges(text, seeds):
     assert parse_seeds(text) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "a", "1-", "5-2", "-3", "1.5", "99999999999", "1-4294967296"])
+@pytest.mark.parametrize("text", ["", "a", "1-", "5-2", "-3", "1.5", "99999999999", "1-4294967296", "1-100000000"])
 def test_other_seeds_are_refused(text):
     with pytest.raises(UserError, match="--seeds"):
         parse_seeds(text)

@@ -10,7 +10,7 @@ from gemma_alignment.config import build
 from gemma_alignment.errors import UserError
 from gemma_alignment.modeling.protocols import Role
 from gemma_alignment.parameters.training import RolloutParameters
-from gemma_alignment.stages import ARMS, Stage
+from gemma_alignment.stages import ARMS, Stage, unknown_method
 
 MODELS, OUTPUT = "06_models", "07_model_output"
 
@@ -34,7 +34,7 @@ class Trained:
             UserError: when there is none, with those that there are and the command that trains it.
         """
         if method not in ARMS:
-            raise UserError(f"unknown method {method}; there are {', '.join(ARMS)}")
+            raise UserError(unknown_method(method) or f"method {method}: give the variant as --params variant=NAME")
         stage = Stage.of(method, parameters)
         root = project / str(parameters["data_root"])
         models, record = root / MODELS, root / OUTPUT / stage.folder / "run.json"

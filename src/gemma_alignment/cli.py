@@ -12,11 +12,13 @@ import click
 from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.cli.utils import CONTEXT_SETTINGS, _split_params, env_option
 
-from gemma_alignment.errors import NothingToDo, brief
+from gemma_alignment.errors import NothingToDo, UserError, brief
 from gemma_alignment.redaction import scrubbed
 
 ERRORS = "errors.log"
 """Where the tracebacks of errors that nobody foresaw go, in the folder where the command was typed."""
+SEQUENTIAL = "SequentialRunner"
+"""Kedro's runner of one node after the other."""
 
 
 @click.group(context_settings=CONTEXT_SETTINGS, name="gemma-alignment")
@@ -74,6 +76,11 @@ def _keep_traceback(error: Exception) -> Path:
 def _run(*args: Any, **kwargs: Any) -> Any:
     from gemma_alignment.hooks.paths import absolute_tree
 
+    if (runner := kwargs.get("runner")) not in (None, SEQUENTIAL):
+        raise UserError(
+            f"--runner={runner}: the records and MLflow runs of the stages follow one another, so nodes do too. Leave "
+            "it out; several runs at a time are kedro study --workers"
+        )
     kwargs["params"] = absolute_tree(kwargs.get("params") or {})
     return kedro_run.callback(*args, **kwargs)  # type: ignore[misc]
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,10 +25,10 @@ class ConfigError(UserError):
 
 
 def build(cls: type[T], mapping: Mapping[str, Any], section: str) -> T:
-    """Build the dataclass ``cls`` from ``mapping``, the values under ``section`` of the parameters.
+    """Build the dataclass ``cls`` from ``mapping``, the values under ``section`` of the parameters (empty: their top).
 
     Every field needs a key and every key a field: the YAML files are the only place of defaults.
-    Types are checked (a float accepts an int, nothing else is converted but a list to a tuple),
+    Types are checked (a float is finite and accepts an int, nothing else is converted but a list to a tuple),
     nested dataclasses, ``Literal``, unions with None, lists, tuples and dicts are followed.
 
     Raises:
@@ -36,19 +37,20 @@ def build(cls: type[T], mapping: Mapping[str, Any], section: str) -> T:
     """
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{section}: expected a section with keys, got {_shown(mapping)}")
+    prefix = f"{section}." if section else ""
     hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
     if unknown := [str(key) for key in mapping if key not in names]:
-        raise ConfigError("\n".join(unknown_parameter(f"{section}.", key, names) for key in unknown))
-    if missing := [f"{section}.{name}" for name in names if name not in mapping]:
+        raise ConfigError("\n".join(unknown_parameter(prefix, key, names) for key in unknown))
+    if missing := [f"{prefix}{name}" for name in names if name not in mapping]:
         raise ConfigError(f"missing parameter{'s' if len(missing) > 1 else ''}: {', '.join(missing)}")
-    values = {name: _convert(hints[name], mapping[name], f"{section}.{name}") for name in names}
+    values = {name: _convert(hints[name], mapping[name], f"{prefix}{name}") for name in names}
     try:
         return cls(**values)
     except ConfigError:
         raise
     except ValueError as error:
-        raise ConfigError(f"{section}: {error}") from error
+        raise ConfigError(f"{section}: {error}" if section else str(error)) from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
@@ -83,7 +85,7 @@ def _convert(expected: Any, value: Any, key: str) -> Any:
 
 
 def _scalar(expected: Any, value: Any, key: str) -> Any:
-    """A bool, int, float, str, path or None; True is not an int, an int is a float."""
+    """A bool, int, finite float, str, path or None; True is not an int, an int is a float."""
     if expected is None or expected is type(None):
         if value is None:
             return None
@@ -92,6 +94,8 @@ def _scalar(expected: Any, value: Any, key: str) -> Any:
             return Path(value)
     elif expected is float:
         is_whole = isinstance(value, int) and not isinstance(value, bool)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key}: expected a finite number, got {value}")
         if isinstance(value, float) or (is_whole and abs(value) < LARGEST):
             return float(value)
     elif expected is int:

@@ -8,10 +8,13 @@ from pathlib import Path
 
 from gemma_alignment.config import nearest
 from gemma_alignment.errors import UserError, brief
+from gemma_alignment.stages import EXPORT, STAGES
 
 PACKAGE = __name__.partition(".")[0]
 FULL = ("No space left on device", "database or disk is full")
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+UNKNOWN_PIPELINE = re.compile(r"Failed to find the pipeline named '([^']*)'")
+"""Kedro's words, which go on about how a developer would register one."""
 NO_MEMORY = ("can't allocate memory", "CUDA out of memory", "Cannot allocate memory")
 
 
@@ -39,8 +42,8 @@ def explained(error: Exception) -> str | None:
             "processes at a time (--workers), or free memory. Then go on with --params resume=true."
         )
     text = str(error)
-    if isinstance(error, ValueError) and text.startswith("Failed to find the pipeline"):
-        return text
+    if isinstance(error, ValueError) and (name := UNKNOWN_PIPELINE.match(text)):
+        return _pipeline(name[1])
     if type(error).__name__ == "MissingConfigException" and (path := re.search(r"directory: (\S+)", text)):
         return _environment(Path(path[1]))
     if type(error).__module__.startswith(("mlflow.", "sqlalchemy.")):
@@ -86,6 +89,12 @@ def _full(errors: list[BaseException]) -> str:
         f"No space left on the disk{f' for {place}' if place else ''}. Free some, or choose a folder on another "
         "disk with --params data_root=FOLDER. What was finished before is whole."
     )
+
+
+def _pipeline(name: str) -> str:
+    near = nearest(name, (*STAGES, EXPORT))
+    hint = f"did you mean {near}?" if near else f"there are {', '.join((*STAGES, EXPORT))}"
+    return f"unknown pipeline {name}; {hint}"
 
 
 def _environment(path: Path) -> str:

@@ -12,7 +12,7 @@ from gemma_alignment.pipelines.reporting import pipeline as reporting
 from gemma_alignment.pipelines.reward_model import pipeline as reward_model
 from gemma_alignment.pipelines.rloo import pipeline as rloo
 from gemma_alignment.pipelines.sft import pipeline as sft
-from gemma_alignment.stages import COMPARED, PREPARATION
+from gemma_alignment.stages import COMPARED, EXPORT, PREPARATION
 
 
 def register_pipelines() -> dict[str, Pipeline]:
@@ -27,7 +27,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "dr_grpo": dr_grpo.create_pipeline(),
         "evaluation": evaluation.create_pipeline(),
         "reporting": reporting.create_pipeline(),
-        "export": export.create_pipeline(),
+        EXPORT: export.create_pipeline(),
     }
     # evaluation and reporting read folders; here they must wait for what the same run writes into them
     answers = ["sft.responses", *(f"{method}.responses" for method in COMPARED)]

@@ -18,6 +18,8 @@ CLOSING = ("evaluation", "reporting")
 KINDS = ("ablation", "sweep")
 """What a variant can have been asked for as; for both, their names with a + between them."""
 STAGES = (*PREPARATION, *ARMS, *CLOSING)
+EXPORT = "export"
+"""The pipeline that trains and measures nothing, and so is no stage."""
 
 
 def unknown_method(name: str) -> str | None:

@@ -13,7 +13,7 @@ from gemma_alignment.datasets.preference_source import PreferenceSource
 from gemma_alignment.errors import UserError
 from gemma_alignment.pipelines.data_processing import nodes
 from gemma_alignment.pipelines.data_processing.rows import check_rows
-from gemma_alignment.pipelines.data_processing.said import counts_of, log_counts
+from gemma_alignment.pipelines.data_processing.said import counts_of, log_counts, too_few
 from gemma_alignment.world.grammar import read_instruction
 from gemma_alignment.world.preferences import generate_rows, unseen_tasks
 
@@ -36,7 +36,9 @@ def without(name: str) -> bytes:
 USER = {"role": "user", "content": GOOD["prompt"]}
 ELSEWHERE = [{"role": "user", "content": "Name two other things."}, GOOD["chosen"][-1]]
 BAD = {
-    "not JSON": b"{",
+    "not JSON: Expecting value, at character 6": b'{"a":x}',
+    "nested deeper than 50 levels": b'{"a":' * 15000 + b"1" + b"}" * 15000,
+    "a number of thousands of digits": b'{"a":' + b"9" * 5000 + b"}",
     "not a JSON object": b"[1]",
     "invalid UTF-8": b'{"a": "\xff"}',
     "longer than max_line_bytes": b'"' + b"x" * 100001 + b'"',
@@ -97,12 +99,33 @@ def test_a_rejected_row_has_the_number_of_its_line_in_the_file_behind_blank_line
     kept, rejected = nodes.validate_rows(collected, settings)
     assert [item["line"] for item in kept] == [2]
     assert [(item["line"], item["reason"]) for item in rejected] == [
-        (5, "not JSON: JSONDecodeError"), (6, "an exact repeat of an earlier pair"),
+        (5, "not JSON: Expecting property name enclosed in double quotes, at character 2"),
+        (6, "an exact repeat of an earlier pair"),
     ]  # fmt: skip
     raw = JSONLinesDataset(str(tmp_path / "preferences.jsonl"))
     raw.save(collected)
     assert (tmp_path / "preferences.jsonl").read_bytes().splitlines()[5] == changed(source="else")
     assert len(raw.load()) == 3
+
+
+def test_a_mark_of_utf_8_in_front_of_a_file_costs_no_row(tmp_path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + changed() + b"\n" + changed(prompt_id="other"))
+    settings = {**PREFERENCES, "source": "jsonl", "path": str(path)}
+    collected = nodes.collect_preferences(PreferenceSource(), settings, {}, 42)
+    assert collected == [changed(), changed(prompt_id="other")]
+
+
+def test_too_few_rows_are_said_of_which_file_why_and_where_the_first_of_each_kind_is() -> None:
+    kept, bad = check_rows([(3, b"\xff"), (4, changed(score_chosen=11)), (8, b" \xff")], 100000, 0, 10)
+    assert kept == []
+    first, *rest = too_few([], bad, "pairs.jsonl", 5).splitlines()
+    assert first == "Only 0 preference rows of pairs.jsonl are usable, but preferences.min_rows is 5."
+    assert rest[:3] == [
+        "Rejected: 3",
+        "       2  invalid UTF-8 at byte N (line 3)",
+        "       1  score_chosen lies outside N..N (line 4)",
+    ]  # fmt: skip
 
 
 def test_scores_that_contradict_the_label_and_conversations_on_another_prompt_are_counted(caplog) -> None:
@@ -247,5 +270,5 @@ def test_lengths_are_limited_and_nothing_is_cut() -> None:
     assert all("max_response_tokens 60" in item["reason"] for item in bad if item not in rejected)
     originals = [item["row"] for item in kept]
     assert all(row in originals for row in good)
-    with pytest.raises(UserError, match=r"Only 0 preference rows are usable, but preferences.min_rows is 5"):
+    with pytest.raises(UserError, match=r"Only 0 preference rows of the source embedded are usable"):
         nodes.limit_lengths(kept, rejected, made, {**PREFERENCES, "max_prompt_tokens": 3})

@@ -2,6 +2,7 @@
 
 import json
 import random
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ def existing(path: Path) -> Path:
 
 def _lines(path: Path) -> Iterator[bytes]:
     with existing(path).open("rb") as file:
+        if file.read(len(BOM_UTF8)) != BOM_UTF8:  # some programs put one in front of UTF-8
+            file.seek(0)
         for line in file:
             yield line.rstrip(b"\r\n")
 

@@ -59,7 +59,7 @@ def _check_top(values: Mapping[str, Any]) -> None:
     known = [*names, *SECTIONS]
     if unknown := [key for key in values if key not in names]:
         raise ConfigError("\n".join(unknown_parameter("", key, known) for key in unknown))
-    build(RunParameters, values, "parameters")
+    build(RunParameters, values, "")
 
 
 def _unread(given: Mapping[str, Any], configured: Mapping[str, Any], prefix: str) -> list[str]:

@@ -1,6 +1,5 @@
 """The MLflow store: at the project's root wherever the command was typed, or a server that answers; what it holds."""
 
-import os
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,8 +14,6 @@ PORT = 5000
 """Where ``make ui`` listens."""
 ANSWER = 10.0
 """Seconds that a server has to answer before a run starts."""
-PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "15", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
-"""What MLflow takes for a server that is gone, where the user set nothing: by its own measure, some minutes a call."""
 
 
 def anchored(uri: str, root: Path) -> str:
@@ -65,8 +62,6 @@ def anchor(context: Any) -> None:
     server = dict(conf.get("server") or {})
     uri = server.get("mlflow_tracking_uri")
     if isinstance(uri, str) and uri.startswith(SERVERS):
-        for name, value in PATIENCE.items():
-            os.environ.setdefault(name, value)
         check_server(uri)
     if not isinstance(uri, str) or not uri.startswith(SCHEME):
         return

@@ -1,6 +1,5 @@
 """Parameters of the data, the embedded world, the tiny model and its pre-training."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,16 +45,16 @@ class PreferencesParameters:
         check_inside(path=self.path)
         check_pinned(revision=self.revision)
         if self.source == "jsonl" and not self.path:
-            raise ValueError("source: jsonl needs preferences.path, the file with the rows")
+            raise ValueError("source jsonl needs preferences.path, the file with the rows")
         if self.source == "huggingface" and not (self.repository and self.revision):
-            raise ValueError("source: huggingface needs preferences.repository and a pinned preferences.revision")
+            raise ValueError("source huggingface needs preferences.repository and a pinned preferences.revision")
         if not 0 < self.eval_fraction < 1:
             raise ValueError(f"eval_fraction is {self.eval_fraction}, but must lie between 0 and 1")
         if self.sample_size < 1 or self.min_rows < 1:
             raise ValueError("sample_size and min_rows must be at least 1")
         low, high = self.score_range
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ValueError(f"score_range is [{low}, {high}], but must be two finite numbers, the lower one first")
+        if not low < high:
+            raise ValueError(f"score_range is [{low}, {high}], but must be two numbers, the lower one first")
 
 
 @dataclass(frozen=True)

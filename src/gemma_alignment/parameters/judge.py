@@ -27,14 +27,14 @@ class EvaluationParameters:
     def __post_init__(self) -> None:
         """Refuse settings that compare nothing."""
         if self.methods is not None and not self.methods:
-            raise ValueError("evaluation.methods is empty: name at least one, or set null for every method found")
+            raise ValueError("methods is empty: name at least one, or set null for every method found")
         for name in self.methods or ():
             if wrong := unknown_method(name):
-                raise ValueError(f"evaluation.methods: {wrong}")
+                raise ValueError(f"methods: {wrong}")
         if self.seeds is not None and not self.seeds:
-            raise ValueError("evaluation.seeds is empty: name at least one, or set null for every seed found")
+            raise ValueError("seeds is empty: name at least one, or set null for every seed found")
         if self.max_prompts is not None and self.max_prompts < 1:
-            raise ValueError(f"evaluation.max_prompts must be at least 1 or null, got {self.max_prompts}")
+            raise ValueError(f"max_prompts must be at least 1 or null, got {self.max_prompts}")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Price:
     def __post_init__(self) -> None:
         """Refuse prices that would let the cap leak."""
         if min(self.input_usd_per_million, self.output_usd_per_million, self.batch_share) < 0:
-            raise ValueError(f"judge.remote.prices: a price of {self.model} is negative")
+            raise ValueError(f"a price of {self.model} is negative")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class RubricParameters:
     def __post_init__(self) -> None:
         """Refuse a negative spread or margin."""
         if self.noise < 0 or self.tie_margin < 0:
-            raise ValueError("judge.rubric: noise and tie_margin must not be negative")
+            raise ValueError("noise and tie_margin must not be negative")
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,13 @@ class RemoteParameters:
         """Refuse limits that would send nothing, or without end."""
         for name in ("max_output_tokens", "concurrency", "batch_size", "requests_per_minute", "max_attempts"):
             if getattr(self, name) < 1:
-                raise ValueError(f"judge.remote.{name} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("timeout_s", "batch_poll_s", "backoff_s", "max_backoff_s", "spend_cap_usd"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ValueError(f"judge.remote.{name} must be above 0, got {value}")
+                raise ValueError(f"{name} must be above 0, got {value}")
         if not 0 <= self.temperature <= 2:
-            raise ValueError(f"judge.remote.temperature must lie in [0, 2], got {self.temperature}")
+            raise ValueError(f"temperature must lie in [0, 2], got {self.temperature}")
 
 
 @dataclass(frozen=True)
@@ -157,11 +157,11 @@ class JudgeParameters:
             labelled_path=self.labelled_path, reference_path=self.reference_path, recorded_path=self.recorded_path
         )
         if self.attempts < 1:
-            raise ValueError(f"judge.attempts must be at least 1, got {self.attempts}")
+            raise ValueError(f"attempts must be at least 1, got {self.attempts}")
         for name in ("canaries", "repeats", "labelled_pairs"):
             if getattr(self, name) < 0:
-                raise ValueError(f"judge.{name} must not be negative, got {getattr(self, name)}")
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.remote.spend_cap_usd is None and self.base_url is None:
-            raise ValueError("judge.remote.spend_cap_usd may be null only with a service of your own in judge.base_url")
+            raise ValueError("remote.spend_cap_usd may be null only with a service of your own in judge.base_url")
         if self.kind == "recorded" and not self.recorded_path:
-            raise ValueError("judge.kind is recorded: name the file in judge.recorded_path")
+            raise ValueError("kind is recorded: name the file in judge.recorded_path")

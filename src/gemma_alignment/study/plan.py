@@ -11,6 +11,8 @@ from gemma_alignment.parameters.run import SEEDS
 from gemma_alignment.stages import ARMS, CLOSING, PREPARATION, Stage, unknown_method
 
 _SEEDS = re.compile(r"(\d+)(?:-(\d+))?")
+MOST_SEEDS = 10_000
+"""More are a slip of the finger, and a list that fills the memory before anything is refused."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
             raise UserError(f"--seeds {text}: a seed must be from 0 to {SEEDS - 1}, got {last}")
         if last < first:
             raise UserError(f"--seeds {text}: expected numbers and ranges such as 1-20,42, got {part!r}")
+        if last - first >= MOST_SEEDS:
+            raise UserError(f"--seeds {text}: {part} are {last - first + 1} seeds, and a range takes {MOST_SEEDS}")
         seeds += range(first, last + 1)
     if not seeds:
         raise UserError("--seeds names no seed: give numbers and ranges such as 1-20,42")

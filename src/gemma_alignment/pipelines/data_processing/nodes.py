@@ -129,7 +129,8 @@ def limit_lengths(
         bad.append({"line": item["line"], "reason": reason, "row": row})
     bad.sort(key=lambda item: item["line"])
     if len(good) < settings.min_rows:
-        raise UserError(too_few(good, bad, settings.min_rows))
+        origin = settings.path if settings.source == "jsonl" else f"the source {settings.source}"
+        raise UserError(too_few(good, bad, str(origin), settings.min_rows))
     counts = counts_of(good, bad)
     log_counts(counts, bad)
     return good, bad, counts

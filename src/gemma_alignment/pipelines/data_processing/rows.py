@@ -9,6 +9,7 @@ from typing import Any
 Row = dict[str, Any]
 DEEPEST = 50
 """Levels of a row: no row needs more, and a hundred times as many cannot be written again."""
+TOO_DEEP = f"nested deeper than {DEEPEST} levels"
 OTHER_PROMPT = "the conversation starts with another prompt than the field prompt"
 FIELDS = ("prompt", "prompt_id", "chosen", "rejected", "messages", "score_chosen", "score_rejected")
 
@@ -22,12 +23,16 @@ def parse(line: bytes, max_bytes: int) -> tuple[Any, str | None]:
         value = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         return shown, f"invalid UTF-8 at byte {error.start}"
-    except (ValueError, RecursionError) as error:
-        return shown, f"not JSON: {type(error).__name__}"
+    except json.JSONDecodeError as error:
+        return shown, f"not JSON: {error.msg}, at character {error.pos + 1}"
+    except RecursionError:
+        return shown, TOO_DEEP
+    except ValueError:  # Python reads no integer of more than some thousand digits
+        return shown, "a number of thousands of digits"
     if not isinstance(value, dict):
         return shown, "not a JSON object"
     if line.count(b"[") + line.count(b"{") > DEEPEST and _depth(value) > DEEPEST:
-        return shown, f"nested deeper than {DEEPEST} levels"
+        return shown, TOO_DEEP
     return value, None
 
 

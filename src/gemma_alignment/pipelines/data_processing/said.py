@@ -11,6 +11,8 @@ from gemma_alignment.pipelines.data_processing.rows import OTHER_PROMPT, pair_ke
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+NUMBER = re.compile(r"(?<![-\w])[0-9]+(\.[0-9]+)?")
+"""What tells reasons of one kind apart; the 8 of UTF-8 is none."""
 MANY = 0.2
 """Share of rejected rows from which on a warning says what sets the limits."""
 
@@ -41,17 +43,20 @@ def _doubled_prompts(good: list[Row]) -> int:
 
 
 def reasons_of(bad: list[Row]) -> list[str]:
-    """How many rows were rejected for which reason, the commonest first."""
-    counts = Counter(re.sub(r"[0-9]+(\.[0-9]+)?", "N", item["reason"]) for item in bad)
-    return [f"  {count:6d}  {kind}" for kind, count in counts.most_common()]
+    """How many rows were rejected for which reason and where the first of them is, the commonest reason first."""
+    first: dict[str, int] = {}
+    kinds = [NUMBER.sub("N", item["reason"]) for item in bad]
+    for kind, item in zip(kinds, bad, strict=True):
+        first.setdefault(kind, item["line"])
+    return [f"  {count:6d}  {kind} (line {first[kind]})" for kind, count in Counter(kinds).most_common()]
 
 
-def too_few(good: list[Row], bad: list[Row], least: int) -> str:
-    """Why a run stops when fewer than ``least`` rows can be used, and what may be done."""
+def too_few(good: list[Row], bad: list[Row], origin: str, least: int) -> str:
+    """Why a run stops when fewer than ``least`` rows of ``origin`` can be used, and what may be done."""
     return "\n".join(
         [
-            f"Only {len(good)} preference rows are usable, but preferences.min_rows is {least}.",
-            f"{len(bad)} rows were rejected:", *reasons_of(bad),
+            f"Only {len(good)} preference rows of {origin} are usable, but preferences.min_rows is {least}.",
+            f"Rejected: {len(bad)}", *reasons_of(bad),
             "Mend the source, raise preferences.max_prompt_tokens or max_response_tokens, or lower min_rows.",
         ]
     )  # fmt: skip
