@@ -107,6 +107,30 @@ def test_lines_that_are_lost_are_no_start(tmp_path):
         RunLog(tmp_path).resume(position)
 
 
+@pytest.mark.parametrize("rest", [b'{"iteration":1,"response":"\xc3', b"\0\0\0\n", b'{"iteration":1,"resp\n'])
+def test_a_run_begins_over_whatever_a_kill_or_a_loss_of_power_left(tmp_path, rest):
+    """Half a character, zeros in the place of a line that the disk never got, half a line with its end."""
+    whole = logged(tmp_path / "whole", 2)
+    left = logged(tmp_path / "left", 1)
+    for kind in ("history", "samples"):
+        left.path(kind).write_bytes(left.path(kind).read_bytes() + rest)
+    again = logged(tmp_path / "left", 2)
+    for kind in ("history", "samples"):
+        assert again.path(kind).read_bytes() == whole.path(kind).read_bytes()
+
+
+def test_half_a_character_at_the_end_is_not_read_and_a_damaged_line_is_named(tmp_path):
+    log = logged(tmp_path, 2)
+    with log.path("samples").open("ab") as file:
+        file.write(b'{"iteration":2,"response":"\xc3')
+    assert [row["iteration"] for row in log.rows("samples")] == [0, 1]
+    content = bytearray(log.path("samples").read_bytes())
+    content[1] ^= 0x80
+    log.path("samples").write_bytes(content)
+    with pytest.raises(UserError, match=r"Line 1 of .*samples\.jsonl is damaged: .*overwrite=true"):
+        log.rows("samples")
+
+
 def test_a_position_counts_bytes_of_files_that_sync_has_made(tmp_path):
     log = RunLog(tmp_path)
     assert log.position() == {"history": 0, "timing": 0, "samples": 0}

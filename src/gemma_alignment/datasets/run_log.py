@@ -97,12 +97,24 @@ class RunLog:
             self._writer.add(_points(history, now) + _points(timing, now))
 
     def rows(self, kind: Kind) -> list[dict[str, Any]]:
-        """The lines of one file so far; a last line that is still being written is left out."""
+        """The lines of one file so far; a last line that is still being written is left out.
+
+        Raises:
+            UserError: for a line that the disk has damaged.
+        """
         path = self.path(kind)
         if not path.exists():
             return []
-        lines = path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1]]
+        found = []
+        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+            try:
+                found.append(json.loads(line))
+            except ValueError as error:
+                raise UserError(
+                    f"Line {number} of {path} is damaged: {error}. Bring the file back, or begin anew: the same "
+                    "command with overwrite=true."
+                ) from error
+        return found
 
     def path(self, kind: Kind) -> Path:
         """Where the lines of ``kind`` stand."""
@@ -132,7 +144,7 @@ class RunLog:
                 os.truncate(self.path(kind), self._cut[kind])
             return
         for kind in KINDS:
-            kept = [row for row in self.rows(kind) if row["iteration"] < first]
+            kept = [row for row in self.rows(kind) if row["iteration"] < first] if first else []
             with beside(self.path(kind)) as path:
                 path.write_text("".join(map(_line, kept)), encoding="utf-8")
 
