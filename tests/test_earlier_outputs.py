@@ -3,11 +3,13 @@
 import hashlib
 import io
 import json
+from contextlib import nullcontext
 
 import pytest
 from rich.console import Console
 from soak import FORKING
 
+from gemma_alignment.datasets.checkpoint_store import CheckpointStore, saved
 from gemma_alignment.errors import NothingToDo, UserError
 from gemma_alignment.hooks.given import files_given
 from gemma_alignment.pipelines.evaluation import create_pipeline
@@ -130,6 +132,47 @@ def studied(project, **params):
     said = io.StringIO()
     plan = Plan(("grpo",), (42,), params, "test")
     return run_study(project.root, plan, 1, Console(file=said, width=200)), said.getvalue()
+
+
+def fails_at_once(project, monkeypatch, **params):
+    """A training that is asked to replace what is there and has no memory for its model."""
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(CheckpointStore, "begin", no_memory)
+        project.run("grpo", overwrite=True, **params)
+
+
+def no_memory(store):
+    raise MemoryError("no room for a model")
+
+
+def checkpoints(project):
+    found = (path for path in project.data.rglob("*") if path.is_file() and "checkpoints" in str(path))
+    return {path: path.read_bytes() for path in found}
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_training_that_fails_at_once_costs_no_checkpoint_of_the_one_it_was_to_replace(
+    prepared, monkeypatch, interrupted
+):
+    with monkeypatch.context() as patch, pytest.raises(ArithmeticError) if interrupted else nullcontext():
+        patch.setenv("SMALL_FAIL", "grpo:42" if interrupted else "")
+        prepared.run("grpo")
+    before, record, kept = state(prepared), prepared.record("grpo/seed=42"), checkpoints(prepared)
+    assert kept and record.status == ("failed" if interrupted else "finished")
+    fails_at_once(prepared, monkeypatch, grpo__group_size=3)
+    assert (state(prepared), checkpoints(prepared)) == (before, kept)
+    prepared.run("grpo", resume=True)
+    assert prepared.record("grpo/seed=42").mlflow_run_id == record.mlflow_run_id
+    assert "FINISHED" in {run.info.status for run in prepared.runs() if run.info.run_id == record.mlflow_run_id}
+
+
+def test_one_that_got_further_leaves_its_own_and_none_of_the_old_ones(trained, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(ArithmeticError):
+        patch.setenv("SMALL_FAIL", "grpo:42")
+        trained.run("grpo", overwrite=True)
+    folder = trained.data / "07_model_output/grpo/seed=42"
+    assert (trained.record("grpo/seed=42").status, saved(folder / "checkpoints")) == ("failed", [0, 1])
+    assert not list(folder.glob(".checkpoints*"))
 
 
 def test_a_study_reuses_finished_arms_unless_they_are_to_be_repeated(trained, monkeypatch):

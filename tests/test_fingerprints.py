@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_alignment.errors import UserError
-from gemma_alignment.fingerprints import QUIET, Record, differences, digest, digest_of, refuse
+from gemma_alignment.fingerprints import (
+    QUIET,
+    Record,
+    differences,
+    digest,
+    digest_of,
+    one_at_a_time,
+    refuse,
+    refuse_living,
+)
 from gemma_alignment.liveness import birth
 from gemma_alignment.stages import Stage
 
@@ -95,26 +104,47 @@ def test_a_folder_that_another_living_process_writes_to_is_refused(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     other = Record("grpo", 42, "", {}, {}, pid=process.pid, born=birth(process.pid))
     try:
-        with pytest.raises(UserError, match=f"is being written by process {process.pid}"):
-            refuse(tmp_path, other, record("running"))
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match=f"is being written by process {process.pid}"):
+                refuse_living(tmp_path, other, overwrite)
     finally:
         process.communicate()
     assert not other.is_alive(tmp_path)
-    refuse(tmp_path, other, record("running"))
+    refuse_living(tmp_path, other, False)
+    refuse_living(tmp_path, Record("grpo", 42, "", {}, {}), False)  # this process itself
+    refuse_living(tmp_path, None, False)
 
 
 def test_a_process_of_another_machine_lives_as_long_as_it_writes(tmp_path):
     other = Record("grpo", 42, "", {}, {}, pid=os.getpid(), host="another-machine")
     other.write(tmp_path)
     with pytest.raises(UserError, match=r"on another-machine .* counts as stopped 60 minutes .* overwrite=true"):
-        refuse(tmp_path, other, record("running"))
+        refuse_living(tmp_path, other, False)
+    refuse_living(tmp_path, other, True)
     past = time.time() - QUIET - 60
     os.utime(tmp_path / "run.json", (past, past))
     (tmp_path / "timing.jsonl").write_text("")
     assert other.is_alive(tmp_path)
     os.utime(tmp_path / "timing.jsonl", (past, past))
     assert not other.is_alive(tmp_path)
-    refuse(tmp_path, other, record("running"))
+    refuse_living(tmp_path, other, False)
+
+
+def test_of_two_starts_at_once_the_second_waits_for_the_record_of_the_first(tmp_path):
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with one_at_a_time(tmp_path):
+            os.write(writer, b".")
+            time.sleep(0.5)
+            record("running", a=1).write(tmp_path)
+        os._exit(0)
+    os.read(reader, 1)
+    with one_at_a_time(tmp_path):
+        assert Record.read(tmp_path) is not None
+    assert os.waitpid(child, 0)[1] == 0
+    os.close(reader)
+    os.close(writer)
 
 
 def test_a_number_that_another_process_got_later_is_no_life(tmp_path):

@@ -1,13 +1,14 @@
 """What a stage was made from, and whether a new start would make the same: digests and ``run.json``."""
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -142,6 +143,15 @@ def _last_written(directory: Path) -> float:
     return max(times, default=0.0)
 
 
+@contextmanager
+def one_at_a_time(directory: Path) -> Iterator[None]:
+    """Hold a folder while its record is read, judged and written: of two starts at once the second sees the first."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".start.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def differences(old: Record, new: Record) -> list[str]:
     """Why ``new`` would not make what ``old`` made: a line for each parameter and each input that differs."""
     lines: list[str] = []
@@ -165,14 +175,36 @@ def _shown(value: Any) -> str:
     return "absent" if value is _ABSENT else json.dumps(value, ensure_ascii=False)
 
 
+def refuse_living(directory: Path, old: Record | None, overwrite: bool) -> None:
+    """Refuse a start beside a process that writes in ``directory``.
+
+    Whether a process of another machine lives is only a guess: there ``overwrite`` takes the user's word for it.
+
+    Raises:
+        UserError: with the process.
+    """
+    if old is None or not old.is_alive(directory):
+        return
+    here = old.host == socket.gethostname()
+    if overwrite if not here else old.pid == os.getpid():
+        return
+    gone = (
+        f". If that machine is gone: it counts as stopped {QUIET / 60:.0f} minutes after its last line, and "
+        "overwrite=true begins anew at once"
+    )
+    raise UserError(
+        f"{directory} is being written by process {old.pid} on {old.host} since {old.created}: "
+        f"wait for it, or stop it{'' if here else gone}"
+    )
+
+
 def refuse(
     directory: Path, old: Record | None, new: Record, checkpoint: int | None = None, resume: bool = False
 ) -> None:
     """Refuse a start that would lose or mix up what stands in ``directory``.
 
-    That is a stage which is being written; a finished one that ``new`` would not repeat; an interrupted one with
-    a checkpoint, the last of iteration ``checkpoint``, unless ``new`` is to ``resume`` it; and for that, one that
-    was made from something else.
+    That is a finished stage that ``new`` would not repeat; an interrupted one with a checkpoint, the last of
+    iteration ``checkpoint``, unless ``new`` is to ``resume`` it; and for that, one that was made from something else.
 
     Raises:
         UserError: with every difference and the ways out.
@@ -184,16 +216,6 @@ def refuse(
                 "Start again with:\n  --params overwrite=true   to replace them"
             )
         return
-    here = old.host == socket.gethostname()
-    if old.is_alive(directory) and not (here and old.pid == os.getpid()):
-        gone = (
-            f". If that machine is gone: it counts as stopped {QUIET / 60:.0f} minutes after its last line, and "
-            "overwrite=true begins anew at once"
-        )
-        raise UserError(
-            f"{directory} is being written by process {old.pid} on {old.host} since {old.created}: "
-            f"wait for it, or stop it{'' if here else gone}"
-        )
     lines = differences(old, new)
     resumable = checkpoint is not None and old.status in INTERRUPTED
     if (resumable and not resume) or (lines and (resume or old.status == "finished")):

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 from kedro.io import DatasetError
@@ -69,6 +70,22 @@ def test_what_a_killed_process_left_goes_with_the_next_write_and_nothing_else_do
     with beside(tmp_path / "model") as path:
         path.mkdir()
     assert names(tmp_path) == sorted(["a.json", "model", *others])
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_the_disk_has_the_content_before_the_name_and_then_the_name(tmp_path, monkeypatch, kind):
+    """A rename that outruns its content leaves an empty file after a loss of power."""
+    target, done, fsync = tmp_path / "a", [], os.fsync
+
+    def flushed(number):
+        fsync(number)
+        done.append(Path(f"/proc/self/fd/{number}").readlink())
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    with beside(target) as new:
+        write(new, kind, "new")
+    content = [new] if kind == "file" else [new / "part", new]
+    assert done == [*content, tmp_path]
 
 
 def test_nothing_written_is_an_error(tmp_path):

@@ -8,7 +8,13 @@ import torch
 from kedro.io import DatasetError
 
 from gemma_alignment.datasets import atomic
-from gemma_alignment.datasets.checkpoint_store import CheckpointStore, CheckpointStoreDataset, saved
+from gemma_alignment.datasets.checkpoint_store import (
+    CheckpointStore,
+    CheckpointStoreDataset,
+    put_back,
+    saved,
+    set_aside,
+)
 from gemma_alignment.errors import UserError
 from gemma_alignment.schemas import TrainingState
 from gemma_alignment.training.checkpoints import Checkpoint
@@ -135,6 +141,38 @@ def test_where_all_are_damaged_training_begins(tmp_path, caplog):
     assert saved(folder) == []
 
 
+def test_where_none_can_be_read_at_all_nothing_is_removed(tmp_path, monkeypatch):
+    """A disk that gives an error today may give the bytes tomorrow."""
+    folder = filled(tmp_path, 5, 10)
+
+    def fails(path):
+        raise OSError(5, "Input/output error", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.read_bytes", fails)
+        with pytest.raises(UserError, match=r"No checkpoint in .* can be read: .*Input/output error.* overwrite=true"):
+            store(tmp_path).begin()
+    assert saved(folder) == [5, 10]
+    assert_equal(store(tmp_path).begin(), checkpoint(10))
+
+
+def test_checkpoints_that_are_set_aside_come_back_or_go_with_the_next_one(tmp_path):
+    folder = filled(tmp_path, 5)
+    assert set_aside(folder)
+    assert store(tmp_path).begin() is None
+    put_back(folder)
+    assert_equal(store(tmp_path).begin(), checkpoint(5))
+    assert set_aside(folder)
+    assert not set_aside(folder)  # what an attempt that was shot had set aside is nobody's
+    assert list(tmp_path.iterdir()) == []
+    filled(tmp_path, 5)
+    assert set_aside(folder)
+    filled(tmp_path, 7)
+    put_back(folder)
+    assert list(tmp_path.iterdir()) == [folder]
+    assert saved(folder) == [7]
+
+
 def test_a_run_that_does_not_resume_begins_and_removes_what_is_there(tmp_path):
     folder = filled(tmp_path, 5)
     assert store(tmp_path, resume=False).begin() is None
@@ -160,8 +198,9 @@ def test_rests_of_a_write_that_was_killed_go_with_the_next_one(tmp_path):
     for name in (".iteration=000010.77.new", ".iteration=000001.gone"):
         (folder / name).mkdir()
         (folder / name / "policy.safetensors").write_text("half")
+    (folder / ".DS_Store").write_text("of a file manager")
     filled(tmp_path, 10)
-    assert sorted(path.name for path in folder.iterdir()) == ["iteration=000005", "iteration=000010"]
+    assert sorted(path.name for path in folder.iterdir()) == [".DS_Store", "iteration=000005", "iteration=000010"]
 
 
 def test_a_directory_is_gone_at_once_when_it_is_discarded(tmp_path, monkeypatch):

@@ -21,21 +21,39 @@ from gemma_alignment.liveness import runs
 def beside(target: Path) -> Iterator[Path]:
     """A free path in the folder of ``target`` that takes its place when the block ends without an error.
 
-    What the block leaves there may be a file or a directory. After an error ``target`` is what it
-    was, and nothing else remains; what a process of this machine was writing when it was shot goes too.
+    What the block leaves there may be a file or a directory. It is brought to the disk before the rename and the
+    rename after it, so a loss of power finds the old or the new content, whole. After an error ``target`` is what
+    it was, and nothing else remains; what a process of this machine was writing when it was shot goes too.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     new = target.with_name(str(os.getpid()).join(_around(target)))
-    _remove(new)
+    remove(new)
     _sweep(target)
     try:
         yield new
         if not new.exists():
             raise FileNotFoundError(f"nothing was written for {target}")
+        _flush(new)
         _swap(new, target)
+        _flush_one(target.parent)
     finally:
-        _remove(new)
+        remove(new)
+
+
+def _flush(path: Path) -> None:
+    """Bring a file, or a folder with all that is in it, to the disk."""
+    for one in (*path.rglob("*"), path):
+        _flush_one(one)
+
+
+def _flush_one(path: Path) -> None:
+    """Bring the content of a file to the disk, or the names in a folder."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def _around(target: Path) -> tuple[str, str]:
@@ -51,17 +69,17 @@ def _sweep(target: Path) -> None:
         if left.name.startswith(before) and left.name.endswith(after):
             pid = left.name[len(before) : -len(after)]
             if pid.isdecimal() and not runs(int(pid), None):
-                _remove(left)
+                remove(left)
 
 
 def _swap(new: Path, target: Path) -> None:
     """Put ``new`` in the place of ``target``: one rename for a file, two for a directory."""
     if new.is_dir() and target.exists():
         old = target.with_name(f".{target.name}.old")
-        _remove(old)
+        remove(old)
         target.rename(old)
         new.rename(target)
-        _remove(old)
+        remove(old)
     else:
         new.replace(target)
 
@@ -76,13 +94,14 @@ def restore(target: Path) -> None:
 def discard(directory: Path) -> None:
     """Remove a directory that is gone at once, whole: renamed first, then emptied."""
     gone = directory.with_name(f".{directory.name}.gone")
-    _remove(gone)
+    remove(gone)
     if directory.exists():
         directory.rename(gone)
-        _remove(gone)
+        remove(gone)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, or a directory with all that is in it; nothing there is no error."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kedro.io import AbstractDataset, DatasetError
 
-from gemma_alignment.datasets.atomic import beside, discard
+from gemma_alignment.datasets.atomic import beside, discard, remove
 from gemma_alignment.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,8 +36,8 @@ class CheckpointStore:
     """The checkpoints of one run.
 
     Each is a directory ``iteration=000040`` with the tensors as safetensors, everything else in
-    ``state.json``, and the checksums of both. It is written beside, brought to the disk and renamed, so
-    it is there whole or not at all; what a disk then does to it shows when it is read.
+    ``state.json``, and the checksums of both. It is written beside, brought to the disk and renamed
+    (``atomic.beside``), so it is there whole or not at all; what a disk then does to it shows when it is read.
     """
 
     def __init__(self, directory: Path, resume: bool) -> None:
@@ -50,16 +49,26 @@ class CheckpointStore:
         """What training goes on from; None: it begins, and what an earlier run left here is removed.
 
         A damaged checkpoint costs a warning and the iterations since the one before it.
+
+        Raises:
+            UserError: where none is whole and one cannot be read at all: it may be whole another time.
         """
+        unread: OSError | None = None
         for iteration in reversed(saved(self.directory)) if self._resume else ():
             try:
                 return self._read(iteration)
             except (Damaged, OSError) as error:
+                unread = error if isinstance(error, OSError) else unread
                 self._damaged.add(iteration)
                 logger.warning(
                     "The checkpoint of iteration %d in %s is damaged (%s): going back to the one before it",
                     iteration, self.directory, error,
                 )  # fmt: skip
+        if unread is not None:
+            raise UserError(
+                f"No checkpoint in {self.directory} can be read: {unread}. Mend the disk or the permissions, then use "
+                "the same command again; or begin anew with overwrite=true in place of resume=true."
+            )
         if self._resume:
             level = logging.WARNING if self._damaged else logging.INFO
             logger.log(level, "There is no whole checkpoint in %s: training begins anew", self.directory)
@@ -68,7 +77,7 @@ class CheckpointStore:
         return None
 
     def save(self, checkpoint: "Checkpoint", kept: int) -> None:
-        """Write a checkpoint, then remove damaged ones and all but the last ``kept``.
+        """Write a checkpoint, then remove damaged ones, all but the last ``kept``, and those set aside.
 
         Raises:
             UserError: where it cannot be written; the others are as they were.
@@ -78,12 +87,12 @@ class CheckpointStore:
             self._remove_rests()
             with beside(self._folder(iteration)) as path:
                 _write(path, _files(checkpoint))
-            _flush(self.directory)
             self._damaged.discard(iteration)
             good = [one for one in saved(self.directory) if one not in self._damaged]
             for old in (*self._damaged, *good[:-kept]):
                 discard(self._folder(old))
             self._damaged.clear()
+            remove(_aside(self.directory))
         except OSError as error:
             raise UserError(
                 f"The checkpoint of iteration {iteration} cannot be written to {self.directory}: {error}. "
@@ -95,7 +104,7 @@ class CheckpointStore:
 
     def _remove_rests(self) -> None:
         """What a kill in the middle of writing left."""
-        for rest in self.directory.glob(".*") if self.directory.is_dir() else ():
+        for rest in self.directory.glob(".iteration=*") if self.directory.is_dir() else ():
             shutil.rmtree(rest)
 
     def _read(self, iteration: int) -> "Checkpoint":
@@ -116,6 +125,25 @@ def saved(directory: Path) -> list[int]:
     return sorted(int(name[1]) for name in names if name)
 
 
+def set_aside(directory: Path) -> bool:
+    """Put the checkpoints of a folder where no training finds them, until one saves its own; whether there were any."""
+    remove(_aside(directory))
+    if not directory.exists():
+        return False
+    directory.rename(_aside(directory))
+    return True
+
+
+def put_back(directory: Path) -> None:
+    """Undo ``set_aside``, where nothing was saved since."""
+    if not directory.exists():
+        _aside(directory).rename(directory)
+
+
+def _aside(directory: Path) -> Path:
+    return directory.with_name(f".{directory.name}.aside")
+
+
 def _files(checkpoint: "Checkpoint") -> dict[str, bytes]:
     """The files of a checkpoint: equal ones have equal bytes."""
     from safetensors.torch import save
@@ -131,20 +159,7 @@ def _files(checkpoint: "Checkpoint") -> dict[str, bytes]:
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     folder.mkdir()
     for name, content in files.items():
-        with (folder / name).open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    _flush(folder)
-
-
-def _flush(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
+        (folder / name).write_bytes(content)
 
 
 def _verified(folder: Path) -> dict[str, bytes]:

@@ -10,9 +10,18 @@ from kedro.io import MemoryDataset
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
-from gemma_alignment.datasets.atomic import discard
-from gemma_alignment.datasets.checkpoint_store import CHECKPOINTS, saved
-from gemma_alignment.fingerprints import Record, Status, differences, digest, digest_of, digest_of_bytes, refuse
+from gemma_alignment.datasets.checkpoint_store import CHECKPOINTS, put_back, saved, set_aside
+from gemma_alignment.fingerprints import (
+    Record,
+    Status,
+    differences,
+    digest,
+    digest_of,
+    digest_of_bytes,
+    one_at_a_time,
+    refuse,
+    refuse_living,
+)
 from gemma_alignment.hooks.checks import free_inputs, path_of
 from gemma_alignment.hooks.feasible import check_budget, check_device
 from gemma_alignment.hooks.given import JUDGE, SOURCE, check_judge, check_source, files_given
@@ -72,6 +81,8 @@ class Work:
     run_id: str | None = None
     has_written: bool = False
     """Whether any of its outputs is another than before it started."""
+    has_set_aside: bool = False
+    """Whether checkpoints of an earlier training are kept for the case that it fails before it has written anything."""
 
     @classmethod
     def of(
@@ -151,12 +162,15 @@ class Work:
     def start(self, catalog: Any, **facts: Any) -> None:
         """Write that the stage runs; what earlier stages of the session made is checked too now."""
         new = self.begin(catalog, **facts)
-        self._refuse(new)
         self._check_inputs(catalog)
-        if self._trains and not self.resume:
-            discard(self._checkpoints)  # before the record: none may stand beside a record that is not its own
-        self.record = new
-        new.write(self.directory)
+        with one_at_a_time(self.directory):
+            self.previous = Record.read(self.directory)  # another process may have begun since
+            self._refuse(new)
+            if self._trains and not self.resume:
+                # before the record: none may stand beside a record that is not its own
+                self.has_set_aside = set_aside(self._checkpoints)
+            self.record = new
+            new.write(self.directory)
         reset_peak()
 
     def _check_inputs(self, catalog: Any) -> None:
@@ -167,15 +181,18 @@ class Work:
         check_unchanged(others, known, catalog, self.options)
 
     def _refuse(self, new: Record) -> None:
-        if not self.overwrite and self.stage.name not in CLOSING:
+        if self.stage.name in CLOSING:
+            return
+        refuse_living(self.directory, self.previous, self.overwrite)
+        if not self.overwrite:
             iterations = saved(self._checkpoints) if self._trains else []
             refuse(self.directory, self.previous, new, iterations[-1] if iterations else None, self.resume)
 
     def end(self, status: Status, catalog: Any, error: str | None = None) -> None:
         """Write how the stage ended, with the digests of every input it had.
 
-        Where it failed before it wrote anything, what stands there is what an earlier one finished, and so is the
-        record.
+        Where it failed before it wrote anything, what stands there is what an earlier one left, and so are the record
+        and the checkpoints.
         """
         if self.record is None:
             return
@@ -185,9 +202,13 @@ class Work:
         outputs = made(self.full, catalog) if status in ("finished", "partial") else {}
         record = dataclasses.replace(self.record, fingerprints=fingerprints, outputs=outputs, peak_mb=peak_mb())
         self.record = record.end(status, error)
-        old = self.previous
-        stands = old if old is not None and old.status in ("finished", "partial") and not self.has_written else None
-        (self.record if stands is None or status in ("finished", "partial") else stands).write(self.directory)
+        old = None if status in ("finished", "partial") or self.has_written else self.previous
+        if old is None or not (old.status in ("finished", "partial") or self.has_set_aside):
+            self.record.write(self.directory)
+            return
+        old.write(self.directory)
+        if self.has_set_aside:
+            put_back(self._checkpoints)
 
     def is_current(self, catalog: Any) -> bool:
         """Whether a finished run of the same configuration and inputs stands there, outputs and all."""
