@@ -7,13 +7,18 @@ from pathlib import Path
 
 import pytest
 import yaml
+from kedro.framework.project import pipelines
+from kedro.framework.session import KedroSession
+from kedro.framework.startup import bootstrap_project
+from kedro.runner import SequentialRunner
 
 from gemma_alignment.config import ConfigError, build
+from gemma_alignment.datasets.model_directory import ModelDirectoryDataset
 from gemma_alignment.hooks.checks import check_parameters, configured_parameters
 from gemma_alignment.hooks.store import shown
 from gemma_alignment.parameters.places import check_inside, check_pinned
 from gemma_alignment.parameters.training import ModelingParameters
-from gemma_alignment.redaction import Scrubber, scrubbed
+from gemma_alignment.redaction import Scrubber, scrub_error, scrubbed
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
@@ -22,8 +27,10 @@ SECRETS = {
     "HF_TOKEN": "hf_planted_token_0123456789",
     "MLFLOW_TRACKING_PASSWORD": "planted-password-0123",
     "SOME_DATABASE": "postgresql+psycopg2://user:planted-in-address-77@db/mlflow",
+    "SOME_SERVER": "https://planted%2Dname%2D9@server/mlflow",
 }
-PLANTED = ("sk-planted", "hf_planted", "planted-password", "planted-in-address")
+IN_A_FILE = "planted-in-a-file-4711"
+PLANTED = ("sk-planted", "hf_planted", "planted-password", "planted-in-address", "planted%2Dname", IN_A_FILE)
 
 
 @pytest.fixture
@@ -46,10 +53,12 @@ def holding(root):
 @pytest.mark.pipeline
 def test_nothing_that_a_run_writes_holds_a_secret(project, planted, monkeypatch, capfd, caplog):
     """Whole runs, and one whose library puts them into its error; files, store, records, logs and output."""
+    (project.root / "conf/test/credentials.yml").write_text(f"store: {{user: me, keys: [{IN_A_FILE}]}}\n")
     with caplog.at_level(logging.DEBUG):
         project.run()
+        (project.root / "conf/test/credentials.yml").unlink()
         monkeypatch.setenv("SMALL_FAIL", "grpo:7")
-        monkeypatch.setenv("SMALL_FAIL_WITH", " and ".join(SECRETS.values()))
+        monkeypatch.setenv("SMALL_FAIL_WITH", " and ".join([*SECRETS.values(), IN_A_FILE]))
         with pytest.raises(ArithmeticError, match=r"\*\*\*"):
             project.run("grpo", seed=7)
     record = project.record("grpo/seed=7")
@@ -57,6 +66,47 @@ def test_nothing_that_a_run_writes_holds_a_secret(project, planted, monkeypatch,
     assert holding(project.root) == []
     written = capfd.readouterr()
     assert not [word for word in PLANTED if word in written.out + written.err]
+
+
+def refused(dataset, data):
+    """A store whose error names the address and the key that it was asked with."""
+    raise OSError(f"{SECRETS['SOME_SERVER']} and planted-name-9 refuse {IN_A_FILE}")
+
+
+@pytest.mark.pipeline
+def test_a_dataset_that_tells_a_secret_tells_it_to_nobody(project, planted, monkeypatch, capfd):
+    """Its error comes by no node; Kedro-Viz keeps the errors of whole pipelines that run in order."""
+    (project.root / "conf/test/credentials.yml").write_text(f"store: {IN_A_FILE}\n")
+    monkeypatch.setattr(ModelDirectoryDataset, "save", refused)
+    bootstrap_project(project.root)
+    pipelines.configure(project.registry)
+    with pytest.raises(OSError), KedroSession.create(project.root, env="test", save_on_close=False) as session:
+        session.run(runner=SequentialRunner())
+    assert "*** refuse ***" in (project.root / ".viz/kedro_pipeline_events.json").read_text()
+    assert "*** refuse ***" in str(project.record("data_processing").error)
+    assert holding(project.root) == [("credentials.yml", IN_A_FILE)]
+    written = capfd.readouterr()
+    assert not [word for word in PLANTED if word in written.out + written.err]
+
+
+class Spoken(Exception):
+    """An error of a library that makes its text from what it keeps."""
+
+    def __init__(self, request, body):
+        super().__init__()
+        self.request, self.body = request, body
+
+    def __str__(self):
+        return f"{self.request} {self.body}"
+
+
+def test_an_error_that_keeps_a_secret_beside_its_arguments_is_scrubbed_with_its_causes(planted):
+    error = Spoken(f"Bearer {SECRETS['HF_TOKEN']}", {"error": {"keys": [SECRETS["OPENAI_API_KEY"]]}})
+    error.__cause__ = Spoken(SECRETS["SOME_DATABASE"], 5)
+    scrub_error(error)
+    assert str(error) == "Bearer *** {'error': {'keys': ['***']}}"
+    assert not [word for word in PLANTED if word in str(error.__cause__)]
+    assert scrubbed("planted-name-9 planted%2Dname%2D9") == "*** ***"
 
 
 @pytest.mark.cli

@@ -1,30 +1,45 @@
-"""Secrets of the environment, taken out of whatever is written: an error of a library may carry one."""
+"""Secrets, taken out of whatever is written: an error of a library may carry one."""
 
 import logging
 import os
 import re
-from urllib.parse import urlsplit
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
-NAMES = re.compile(r"(KEY|TOKEN|PASSWORD|SECRET)$")
+NAMES = re.compile(r"(KEY|TOKEN|PASSWORD|PASSWD|SECRET)S?$")
 SHORTEST = 8
 """Shorter values are words that stand in many places."""
 HIDDEN = "***"
 
+_configured: set[str] = set()
+"""Credentials of ``conf/local`` and the like, told by ``keep_secret``."""
+
+
+def keep_secret(credentials: Any) -> None:
+    """From now on treat every text in ``credentials``, at whatever depth, as a secret."""
+    _configured.update(_texts(credentials))
+
 
 def secrets() -> list[str]:
-    """The values of variables whose names end like a secret's, and the passwords in addresses; the longest first."""
-    found = {value for name, value in os.environ.items() if NAMES.search(name.upper())}
-    for value in os.environ.values():
+    """All that is to be hidden, the longest first.
+
+    The values of variables whose names end like a secret's, passwords (or the names that stand for them) in addresses,
+    as written and decoded, and credentials of the configuration.
+    """
+    found = {value for name, value in os.environ.items() if NAMES.search(name.upper())} | _configured
+    for value in (*os.environ.values(), *_configured):
         if "://" in value and "@" in value:
-            try:
-                found.add(urlsplit(value).password or "")
-            except ValueError:
-                continue
+            with suppress(ValueError):
+                address = urlsplit(value)
+                word = address.password or (address.username if address.scheme.startswith("http") else None) or ""
+                found |= {word, unquote(word)}
     return sorted((value for value in found if len(value) >= SHORTEST), key=len, reverse=True)
 
 
 def scrubbed(text: str) -> str:
-    """The text with every secret of the environment replaced by stars."""
+    """The text with every secret replaced by stars."""
     for secret in secrets():
         text = text.replace(secret, HIDDEN)
     return text
@@ -34,8 +49,31 @@ def scrub_error(error: BaseException) -> None:
     """Take secrets out of an error and of what led to it, for whoever writes it down after us."""
     cause: BaseException | None = error
     while cause is not None:
-        cause.args = tuple(scrubbed(part) if isinstance(part, str) else part for part in cause.args)
+        cause.args = tuple(map(_clean, cause.args))
+        for name, value in list(vars(cause).items()):
+            if isinstance(value, str | dict | list):
+                with suppress(AttributeError):
+                    setattr(cause, name, _clean(value))
         cause = cause.__cause__ or cause.__context__
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return scrubbed(value)
+    if isinstance(value, dict):
+        return {key: _clean(one) for key, one in value.items()}
+    return list(map(_clean, value)) if isinstance(value, list) else value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from _texts(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _texts(one)
 
 
 class Scrubber(logging.Filter):

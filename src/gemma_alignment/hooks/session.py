@@ -21,7 +21,7 @@ from gemma_alignment.hooks.signals import Signals
 from gemma_alignment.hooks.store import anchor
 from gemma_alignment.hooks.tracking import Tracking
 from gemma_alignment.hooks.work import Work, stage_name, works
-from gemma_alignment.redaction import scrub_error, watch_logs
+from gemma_alignment.redaction import keep_secret, scrub_error, watch_logs
 
 logger = logging.getLogger(__name__)
 
@@ -188,6 +188,11 @@ class Before:
         anchor(context)
 
     @hook_impl(tryfirst=True)
+    def after_catalog_created(self, conf_creds: dict[str, Any]) -> None:
+        """Credentials of a file are as secret as those of the environment."""
+        keep_secret(conf_creds)
+
+    @hook_impl(tryfirst=True)
     def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Any, catalog: Any) -> None:
         """Refuse what cannot go well, while nothing is open yet."""
         self.session = None
@@ -226,7 +231,8 @@ class Before:
 
     @hook_impl(tryfirst=True)
     def on_pipeline_error(self, error: Exception) -> None:
-        """End the stages as failed, or as killed after a signal."""
+        """End the stages as failed, or as killed after a signal; a dataset's error has come by no node."""
+        scrub_error(error)
         if self.session is not None:
             self.session.close(error)
 
