@@ -109,21 +109,36 @@ def _forget_stores() -> None:
 
 
 class Study:
-    """A copy of the project in a folder of its own, and its study."""
+    """A copy of the project in a folder of its own, and its study in the environment ``env``."""
 
-    def __init__(self, folder: Path, words: list[str], data: str, store: Path) -> None:
+    def __init__(self, folder: Path, words: list[str], env: str, store: Path) -> None:
         (folder / "src").mkdir(parents=True)
         for name in ("pyproject.toml", "conf", "src/gemma_alignment"):
             (folder / name).symlink_to(ROOT / name)
         shutil.copy(store, folder / "mlflow.db")
-        self.folder, self._words, self.data = folder, words, folder / data
+        self.folder, self._words, self.data = folder, [f"--env={env}", *words], folder / data_root(env)
         self.tries = 0
+        self.known: dict[str, str] = {}
+        """The MLflow run of each stage as its record named it first; evaluation and report may be made anew."""
+        self._rests: set[Path] = set()
 
     def start(self) -> Forked:
         self.tries += 1
+        self._rests = set(self.data.rglob(".*.new*"))
         words = ["kedro", "study", *self._words, *(["--resume"] if self.tries > 1 else [])]
         with (self.folder / "study.log").open("ab") as output:
             return Forked(words, self.folder, {**QUIET, "COLUMNS": "120"}, output)
+
+    def being_written(self) -> Path | None:
+        """What a process of this attempt writes just now; what those before left lies about too."""
+        return next((path for path in self.data.rglob(".*.new*") if path not in self._rests), None)
+
+    def note_runs(self) -> None:
+        """Remember the MLflow runs that the records name, and see that they are those of the attempts before."""
+        for path in self.data.rglob("run.json"):
+            stage, run_id = str(path.parent.relative_to(self.data)), json.loads(path.read_text())["mlflow_run_id"]
+            if path.parent.name not in CLOSING and self.known.setdefault(stage, run_id) != run_id:
+                raise AssertionError(f"{stage} went on in another MLflow run: {self.known[stage]}, now {run_id}")
 
     def left(self) -> dict[str, Any]:
         """What must be equal: files, and every point in MLflow but those of the clock."""
@@ -133,6 +148,8 @@ class Study:
             for path in self.data.glob(pattern)
             if path.name != "timing.jsonl" and "checkpoints" not in path.parts
         }
+        if not found:
+            raise AssertionError(f"the study left nothing in {self.data}")
         return found | self._points()
 
     def _points(self) -> dict[str, Any]:
@@ -158,6 +175,15 @@ class Study:
                 raise AssertionError(f"MLflow run {name}: {run.info.status}, doubled {doubled}, known {name in found}")
             found[name] = sorted(point for point in points[run_id] if not point[0].startswith(TIMED))
         return found
+
+
+def data_root(env: str) -> str:
+    """The data folder of an environment."""
+    import yaml
+
+    given = (ROOT / "conf" / one / "globals.yml" for one in (env, "base"))
+    found = (yaml.safe_load(path.read_text()).get("data_root") for path in given if path.is_file())
+    return str(next(folder for folder in found if folder))
 
 
 def descendants(pid: int) -> list[int]:
@@ -201,14 +227,17 @@ def shoot(study: Study, process: Forked, seconds: float, in_a_write: bool, alone
     while in_a_write and time.monotonic() < deadline:
         if process.poll() is not None:
             return ""
-        if new := next((path for path in study.data.rglob(".*.new*")), None):
+        if new := study.being_written():
             where = f"while writing {new.relative_to(study.data).parts[-1]}"
             break
     return f"{where}, {kill(process, alone, chance)}"
 
 
-def soak(kills: int, seed: int, words: list[str], data: str, folder: Path) -> int:
-    """``kills`` SIGKILLs over as many studies as that takes; the number of studies, all equal to the reference."""
+def soak(kills: int, seed: int, words: list[str], env: str, within: float, folder: Path) -> int:
+    """``kills`` SIGKILLs over as many studies as that takes; the number of studies, all equal to the reference.
+
+    Each comes within that part of the time that the reference took.
+    """
     from mlflow import MlflowClient
 
     _preload()
@@ -216,7 +245,7 @@ def soak(kills: int, seed: int, words: list[str], data: str, folder: Path) -> in
     MlflowClient(f"sqlite:///{store}").search_experiments()
     _forget_stores()
     begun = time.monotonic()
-    reference = Study(folder / "reference", words, data, store)
+    reference = Study(folder / "reference", words, env, store)
     if reference.start().wait():
         raise AssertionError((reference.folder / "study.log").read_text()[-3000:])
     whole = time.monotonic() - begun
@@ -228,18 +257,20 @@ def soak(kills: int, seed: int, words: list[str], data: str, folder: Path) -> in
     study: Study | None = None
     while done < kills or study is not None:
         if study is None:
-            study = Study(folder / f"study{finished + 1}", words, data, store)
+            study = Study(folder / f"study{finished + 1}", words, env, store)
         process = study.start()
         shot = ""
         if done < kills:
-            draws = chance.uniform(0, whole * 0.8), chance.random() < 0.5, chance.random() < ORPHANED
+            draws = chance.uniform(0, whole * within), chance.random() < 0.5, chance.random() < ORPHANED
             shot = shoot(study, process, *draws, chance)
         if shot:
             done += 1
             say(f"kill {done}: study {finished + 1}, attempt {study.tries}, {shot}")
+            study.note_runs()
             continue
         if code := process.wait():
             raise AssertionError(f"study {finished + 1}: {code}\n{(study.folder / 'study.log').read_text()[-3000:]}")
+        study.note_runs()
         found = study.left()
         _forget_stores()
         different = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
@@ -271,15 +302,15 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--env", default="test")
-    parser.add_argument("--data", default="data/test", help="data_root of that environment")
+    parser.add_argument("--within", type=float, default=0.8, help="part of a study's time in which a kill comes")
     parser.add_argument("--folder", type=Path, help="where to work; kept")
     arguments, rest = parser.parse_known_args()
     os.environ.update(QUIET)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     folder = arguments.folder or Path(mkdtemp(prefix="soak-"))
     folder.mkdir(parents=True, exist_ok=True)
-    words = [f"--env={arguments.env}", *(rest or ["--seeds=42"])]
-    finished = soak(arguments.kills, arguments.seed, words, arguments.data, folder)
+    words = rest or ["--seeds=42"]
+    finished = soak(arguments.kills, arguments.seed, words, arguments.env, arguments.within, folder)
     say(f"{arguments.kills} kills, {finished} studies finished, all equal to the one that was never killed")
     if arguments.folder is None:
         shutil.rmtree(folder)
