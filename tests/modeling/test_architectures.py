@@ -201,6 +201,10 @@ def check_sampling(model: SharedBase, chat: Chat) -> None:
     """Greedy tokens are those of ``generate``, and a response ends at the first stop token."""
     disturb(model, "policy", 0.1)
     found = rollout(model, chat, PROMPTS, 1, settings(temperature=0.0, max_new_tokens=5), torch.Generator())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gemma_alignment.modeling.heads.WIDE", 1)
+        one_by_one = rollout(model, chat, PROMPTS, 1, settings(temperature=0.0, max_new_tokens=5), torch.Generator())
+    assert torch.equal(one_by_one.sequences.response_tokens, found.sequences.response_tokens)
     with model.decoder() as decoder:
         for i, prompt in enumerate(PROMPTS):
             ids = torch.tensor([chat.encode_prompt(prompt)])

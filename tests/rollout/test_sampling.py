@@ -3,8 +3,10 @@
 import pytest
 import torch
 from scipy import stats
-from toy import PROMPTS, chat, disturb, settings, shared
+from toy import PROMPTS, SHAPE, chat, disturb, settings, shared
+from transformers import GemmaForCausalLM
 
+from gemma_alignment.modeling.heads import prompts_at_a_time
 from gemma_alignment.rollout.experience import role_logprobs, rollout
 from gemma_alignment.rollout.sampling import draw, sample
 from gemma_alignment.schemas import order_by_prompt
@@ -41,6 +43,24 @@ def test_rows_do_not_depend_on_the_batch(batch_size: int) -> None:
     _, whole = run()
     _, parts = run(batch_size=batch_size)
     assert torch.equal(whole.sequences.response_tokens, parts.sequences.response_tokens)
+
+
+def test_few_prompts_at_a_time_go_through_a_wide_mlp(monkeypatch) -> None:
+    """A pass over prompts holds at most ``WIDE`` numbers of the MLP's width, and the tokens are the same."""
+    _, whole = run()
+    length = max(len(chat().encode_prompt(prompt)) for prompt in PROMPTS)
+    monkeypatch.setattr("gemma_alignment.modeling.heads.WIDE", 3 * length * SHAPE.intermediate_size)
+    assert prompts_at_a_time(length, SHAPE.intermediate_size) == 3
+    assert prompts_at_a_time(10**9, 10**9) == 1
+    passes = []
+    forward = GemmaForCausalLM.forward
+    spied = lambda self, **given: passes.append(given) or forward(self, **given)  # noqa: E731
+    monkeypatch.setattr(GemmaForCausalLM, "forward", spied)
+    _, parts = run()
+    prefills = [tuple(given["input_ids"].shape) for given in passes if given["input_ids"].shape[1] > 1]
+    assert prefills == [(3, length), (1, length)]
+    assert torch.equal(whole.sequences.response_tokens, parts.sequences.response_tokens)
+    torch.testing.assert_close(parts.logprobs, whole.logprobs, atol=1e-5, rtol=0)
 
 
 def test_merged_weights_sample_the_same_as_the_adapter() -> None:

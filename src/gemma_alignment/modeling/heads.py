@@ -15,9 +15,18 @@ LOGITS = 2**23
 """Most logits that exist at a time: 32 MiB a copy in fp32, 32 positions of a vocabulary of 256,000."""
 
 
+WIDE = 2**24
+"""Most numbers of the MLP's width in one pass over prompts: 32 MiB a copy in bf16, 1,024 positions of 16,384."""
+
+
 def positions_at_a_time(vocabulary: int) -> int:
     """How many positions' logits may exist at once, so that a large vocabulary does not need more memory."""
     return max(1, min(POSITIONS, LOGITS // vocabulary))
+
+
+def prompts_at_a_time(length: int, intermediate: int) -> int:
+    """How many prompts of so many tokens go through the model at once before decoding, so that memory does not grow."""
+    return max(1, WIDE // (max(1, length) * intermediate))
 
 
 class ScalarHead(nn.Module):

@@ -1,5 +1,7 @@
 """Prompts to responses: one prefill per prompt, its cache repeated for the K samples, ended rows leave.
 
+Prompts are prefilled a few at a time where the MLP is wide: many at once would be the largest thing in memory.
+
 Each token is drawn by inverting the cumulative distribution at one uniform number, and a row's
 uniforms are drawn before decoding starts: what a row samples does not depend on which rows are left.
 """
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gemma_alignment.modeling.heads import prompts_at_a_time
 from gemma_alignment.modeling.sequences import Sequences, pad
 from gemma_alignment.objectives.logprobs import token_logprobs
 
@@ -103,21 +106,14 @@ def _decode(
 
     Returns: the responses, their tokens' log-probabilities (0 after the end), and the positions computed.
     """
-    from transformers import DynamicCache
-
     device = model.device
     tokens, mask = pad(prompts, pad_id, left=True)
     mask = mask.long().to(device)
-    cache = DynamicCache(config=model.config)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    out = model(
-        input_ids=tokens.to(device), attention_mask=mask, position_ids=positions, past_key_values=cache,
-        use_cache=True, logits_to_keep=1,
-    )  # fmt: skip
+    cache, first = _prefill(model, tokens.to(device), mask)
     count = int(mask.sum())
     cache.batch_repeat_interleave(group_size)
     mask = mask.repeat_interleave(group_size, 0)
-    logits = out.logits[:, -1].repeat_interleave(group_size, 0)
+    logits = first.repeat_interleave(group_size, 0)
     position = mask.sum(1)
     alive = torch.arange(mask.shape[0], device=device)
     stops = torch.tensor(stop_ids, device=device)
@@ -145,6 +141,30 @@ def _decode(
         position = position + 1
         logits = out.logits[:, -1]
     return [[t for t in row if t >= 0] for row in written.tolist()], likely.cpu(), count
+
+
+def _prefill(model: Any, tokens: Tensor, mask: Tensor) -> tuple[Any, Tensor]:
+    """The cache of prompts (N, P) and the logits (N, V) after each; a few prompts in a pass where the MLP is wide."""
+    from transformers import DynamicCache
+
+    config = model.config.get_text_config()
+    wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    size = prompts_at_a_time(tokens.shape[1], wide)
+    caches: list[Any] = []
+    logits = []
+    for ids, real in zip(tokens.split(size), mask.split(size), strict=True):
+        caches.append(DynamicCache(config=model.config))
+        out = model(
+            input_ids=ids, attention_mask=real, position_ids=(real.cumsum(1) - 1).clamp(min=0),
+            past_key_values=caches[-1], use_cache=True, logits_to_keep=1,
+        )  # fmt: skip
+        logits.append(out.logits[:, -1])
+    whole, *others = caches
+    if others:
+        for number, layer in enumerate(whole.layers):
+            layer.keys = torch.cat([one.layers[number].keys for one in caches])
+            layer.values = torch.cat([one.layers[number].values for one in caches])
+    return whole, torch.cat(logits)
 
 
 def _logprob(logits: Tensor, token: Tensor, temperature: float) -> Tensor:
