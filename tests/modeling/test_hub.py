@@ -1,5 +1,6 @@
 """A hub that refuses: one message each, that says what to do. The hub is a server on the loopback."""
 
+import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -64,6 +65,7 @@ REFUSALS = [
     ("org/missing", "", r"has no org/missing at revision abc.*Check modeling\.base_model and modeling\.revision"),
     ("org/moved", "", r"has no org/moved at revision abc"),
     ("org/locked", SECRET, r"refuses the token in HF_TOKEN.*mistyped, expired or revoked.*Make a new one"),
+    ("org/gated", SECRET + "\u2026", r"HF_TOKEN holds a character that no token has.*copy it again"),
     ("org/broken", "", r"Cannot fetch org/broken at revision abc from the hub"),
 ]  # fmt: skip
 
@@ -95,6 +97,24 @@ def test_a_silent_hub_is_no_network(hub, monkeypatch) -> None:
 
 
 def test_a_model_in_the_cache_needs_no_hub(hub, monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *where, **more: str(tmp_path))
+    """All of it: one whose tokenizer was fetched, or only half of whose weights were, is not there."""
+    config = tmp_path / "config.json"
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *where, **more: str(config))
     hub.shutdown()
+    hub.server_close()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    def refuses() -> None:
+        with pytest.raises(UserError, match="org/gated was never downloaded"):
+            check_access("org/gated", "abc")
+
+    refuses()
+    (tmp_path / "model.safetensors").touch()
+    check_access("org/gated", "abc")
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    index = {"weight_map": dict(zip("ab", names, strict=True))}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / names[0]).touch()
+    refuses()
+    (tmp_path / names[1]).touch()
     check_access("org/gated", "abc")

@@ -1,8 +1,10 @@
 """The model hub: asked once before a model is fetched, and what its refusals mean for the user."""
 
+import json
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from gemma_alignment.errors import UserError, brief
 
@@ -39,9 +41,9 @@ def check_access(repository: str, revision: str) -> None:
     Raises:
         UserError: gated, missing, no network, or a wrong token: what to do about it.
     """
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
-    if isinstance(try_to_load_from_cache(repository, "config.json", revision=revision), str):
+    if is_downloaded(repository, revision):
         return
     spare_a_silent_hub()
     if constants.HF_HUB_OFFLINE:
@@ -50,6 +52,24 @@ def check_access(repository: str, revision: str) -> None:
         get_hf_file_metadata(hf_hub_url(repository, "config.json", revision=revision), timeout=ANSWER)
     except Exception as error:
         raise refused(repository, revision, error) from error
+
+
+def in_cache(repository: str, revision: str) -> Path | None:
+    """The folder of the cache that what was downloaded of a model is in, if its configuration was."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(repository, "config.json", revision=revision)
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def is_downloaded(repository: str, revision: str) -> bool:
+    """Whether configuration and every file of weights are in the cache: a tokenizer alone has the first, too."""
+    folder = in_cache(repository, revision)
+    if folder is None:
+        return False
+    index = folder / "model.safetensors.index.json"
+    parts = json.loads(index.read_text())["weight_map"].values() if index.exists() else ["model.safetensors"]
+    return all((folder / name).exists() for name in parts)
 
 
 def refused(repository: str, revision: str, error: BaseException) -> UserError:
@@ -71,6 +91,11 @@ def refused(repository: str, revision: str, error: BaseException) -> UserError:
                 f"revoked. Make a new one with read access at {TOKENS} and export it, or unset HF_TOKEN for a model "
                 "that is open to everyone."
             )
+        if isinstance(cause, UnicodeEncodeError):  # of the header that carries it
+            return UserError(
+                f"HF_TOKEN holds a character that no token has, so {repository} cannot be fetched: copy it again from "
+                f"{TOKENS}."
+            )
         if isinstance(cause, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError | ConnectionError):
             return UserError(_no_network(repository))
     return UserError(f"Cannot fetch {repository} at revision {revision} from the hub: {brief(error)}")
@@ -91,8 +116,9 @@ def _gated(repository: str) -> str:
 
 def _no_network(repository: str) -> str:
     return (
-        f"{repository} was never downloaded to this machine, and the hub does not answer. Connect to the network, "
-        "unset HF_HUB_OFFLINE if it is set, or copy the cache of a machine that has the model and point HF_HOME to it."
+        f"{repository} was never downloaded whole to this machine, and the hub does not answer. Connect to the "
+        "network, unset HF_HUB_OFFLINE if it is set, or copy the cache of a machine that has the model and point "
+        "HF_HOME to it."
     )
 
 
