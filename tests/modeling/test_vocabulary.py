@@ -130,7 +130,7 @@ def test_pretraining_and_the_comparison_of_merged_models(monkeypatch: pytest.Mon
         list(pretraining.pretrain(plain, lambda step: dialogues, settings, 0))
         with model.role("policy"):
             states = model.response_states(batch())
-        assert 0 <= _largest_gap(model.merged("policy", torch.float32), batch(), model, states) < 1e-4
+        assert 0 <= _largest_gap(model.merged("policy", torch.float32), [batch()], model, [states]) < 1e-4
 
 
 def test_pretraining_in_parts_is_pretraining(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,6 +188,18 @@ def role_of(model: SharedBase) -> Tensor:
         return model.logprobs(batch(), 1.0)[0]
 
 
+def test_a_table_in_8_bits_is_dequantised_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All at once it would pass through fp32, twice: 4 GB for the table of Gemma-2B."""
+    monkeypatch.setattr("gemma_alignment.modeling.embedding.ROWS", 100)
+    table = Int8Table(torch.randn(250, 8, generator=torch.Generator().manual_seed(1)).bfloat16())
+    taken = []
+    rows = table.rows
+    monkeypatch.setattr(table, "rows", lambda which: taken.append(which) or rows(which))
+    assert table.weight.shape == (250, 8) and table.weight.dtype == torch.bfloat16
+    assert torch.equal(table.weight, rows(slice(None)))
+    assert {one.stop - one.start for one in taken} == {100, 50}
+
+
 def test_the_gradient_through_a_table_in_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gemma_alignment.modeling.embedding.ROWS", 100)
     table = Int8Table(torch.randn(V, 8, generator=torch.Generator().manual_seed(1)))
@@ -217,7 +229,7 @@ def test_a_merged_model_that_is_not_finite_is_noticed() -> None:
     with model.role("policy"):
         states = model.response_states(batch())
     with pytest.raises(ValueError, match="not finite"):
-        _largest_gap(merged, batch(), model, states)
+        _largest_gap(merged, [batch()], model, [states])
 
 
 def test_sft_measures_what_a_table_in_8_bits_costs(tmp_path, caplog: pytest.LogCaptureFixture) -> None:

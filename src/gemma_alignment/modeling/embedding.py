@@ -37,8 +37,9 @@ class Int8Table(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The whole table, dequantised: to merge it into a model of its own."""
-        return self.rows(slice(None))
+        """The whole table, dequantised in parts: to merge it into a model of its own."""
+        codes = cast(Tensor, self.codes)
+        return torch.cat([self.rows(part) for part in _parts(codes.shape[0])])
 
     def forward(self, ids: Tensor) -> Tensor:
         """The embeddings (…, d) of ids (…)."""

@@ -88,7 +88,8 @@ def merge_sft(
 
     Never into 4 bits. Saved in bfloat16, or in float32 where the base is float32. Logs the largest
     difference of a logit from the unmerged model on held-out responses, and that of the merged model
-    quantised once more where the study runs in 4 bits.
+    quantised once more where the study runs in 4 bits. On a GPU the merged model has left by then, and one response is
+    passed at a time: of all stages this one holds the most.
     """
     from gemma_alignment.modeling.saving import SavedModel
     from gemma_alignment.modeling.sequences import sequences
@@ -98,25 +99,22 @@ def merge_sft(
     load_role(model, "policy", sft_adapter, base_model)
     merged = model.merged("policy", model.model.dtype)
     rows = [preferences_eval[i] for i in range(min(8, len(preferences_eval)))]
-    batch = sequences(
-        [chat.encode_prompt(row["prompt"]) for row in rows],
-        [chat.encode_response(row["chosen"][-1]["content"]) for row in rows],
-        chat.pad_id,
-    )
+    answers = [(chat.encode_prompt(row["prompt"]), chat.encode_response(row["chosen"][-1]["content"])) for row in rows]
+    batches = [sequences([prompt], [response], chat.pad_id) for prompt, response in answers]
     with model.role("policy"):
-        states = model.response_states(batch)
-    saved = SavedModel(merged, chat.tokenizer)
-    gaps = {"sft/merge_max_logit_diff": _largest_gap(merged, batch, model, states)}
+        states = [model.response_states(batch) for batch in batches]
+    gaps = {"sft/merge_max_logit_diff": _largest_gap(merged, batches, model, states)}
+    saved = SavedModel(merged.to("cpu"), chat.tokenizer)
     if modeling["quantization"] != "none":
         with TemporaryDirectory() as directory:
             saved.save_pretrained(directory)
             again, _ = open_base(directory, modeling, model.device, prepare_seed)
-            gaps["sft/requantized_max_logit_diff"] = _largest_gap(again.model, batch, model, states)
+            gaps["sft/requantized_max_logit_diff"] = _largest_gap(again.model, batches, model, states)
     run_log.append(UpdateRecord(int(history[-1]["iteration"]) + 1, gaps, {}))
     return saved
 
 
-def _largest_gap(merged: Any, batch: Any, model: Any, states: Any) -> float:
+def _largest_gap(merged: Any, batches: Sequence[Any], model: Any, states: Sequence[Any]) -> float:
     """The largest difference of a logit at the response positions, of which few exist at a time.
 
     Raises:
@@ -127,12 +125,12 @@ def _largest_gap(merged: Any, batch: Any, model: Any, states: Any) -> float:
     from gemma_alignment.modeling.roles import SharedBase
 
     plain = SharedBase(merged, None, 0)
-    with plain.role("reference"):
-        own = plain.response_states(batch)
-    size = plain.positions_at_a_time
-    with torch.no_grad():
-        parts = zip(own.split(size), states.split(size), strict=True)
-        gap = torch.stack([(plain.head(here) - model.head(there)).abs().max() for here, there in parts]).max()
+    size, gaps = plain.positions_at_a_time, []
+    for batch, unmerged in zip(batches, states, strict=True):
+        with plain.role("reference"):
+            parts = zip(plain.response_states(batch).split(size), unmerged.split(size), strict=True)
+            gaps += [(plain.head(here) - model.head(there)).abs().max() for here, there in parts]
+    gap = torch.stack(gaps).max()
     if not bool(torch.isfinite(gap)):
         raise ValueError("the merged model's logits are not finite")
     return float(gap)
