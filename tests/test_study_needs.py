@@ -7,11 +7,16 @@ from types import SimpleNamespace
 import pytest
 
 from gemma_alignment.dotted import merged
-from gemma_alignment.modeling.memory import GEMMA_2B
+from gemma_alignment.errors import UserError
+from gemma_alignment.modeling.memory import GEMMA_2B, Shape
 from gemma_alignment.parameters import SECTIONS, section_class
-from gemma_alignment.study import estimates
-from gemma_alignment.study.estimates import preflight
+from gemma_alignment.parameters.rates import RateParameters
+from gemma_alignment.study import preflight as preflight_module
+from gemma_alignment.study.command import Asked, start
+from gemma_alignment.study.hours import hours
+from gemma_alignment.study.memory_needs import disk, fetched, peaks
 from gemma_alignment.study.plan import Plan, Variant
+from gemma_alignment.study.preflight import preflight
 from gemma_alignment.study.project import read_parameters
 
 ROOT = Path(__file__).parents[1]
@@ -52,24 +57,25 @@ def test_everything_is_looked_at_and_what_is_missing_is_said(parameters, monkeyp
         monkeypatch.delenv(name, raising=False)
     lines = looked_at(parameters)
     assert list(lines) == [
-        "HF_TOKEN", "OPENAI_API_KEY", "model", "disk", "memory ppo", "memory grpo", "GPU hours", "judge",
+        "HF_TOKEN", "OPENAI_API_KEY", "model", "GPU", "memory sft", "memory merge", "memory reward_model", "memory ppo",
+        "memory grpo", "memory export", "disk", "GPU hours", "judge",
     ]  # fmt: skip
     assert "NOT SET" in lines["HF_TOKEN"].said and lines["HF_TOKEN"].is_missing
     assert lines["model"].is_missing and "never downloaded" in lines["model"].said
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
-    monkeypatch.setattr(estimates, "check_access", lambda name, revision: None)
+    monkeypatch.setattr(preflight_module, "check_access", lambda name, revision: None)
     lines = looked_at(parameters)
     assert not any(line.is_missing for line in lines.values())
     assert not any("secret" in line.said for line in lines.values())
-    assert "ASSUMED rates" in lines["GPU hours"].said
 
 
 def test_a_full_disk_and_a_low_cap_are_missing_too(parameters, monkeypatch):
-    monkeypatch.setattr(estimates.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**9))
+    monkeypatch.setattr(preflight_module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**9))
     changed = merged(parameters, {"judge": {"remote": {"spend_cap_usd": 0.01}}})
     lines = looked_at(changed, root=ROOT / "data" / "none" / "yet")
-    assert lines["disk"].is_missing and lines["disk"].said.endswith("NOT ENOUGH")
+    assert lines["disk"].is_missing and "1.0 GB free" in lines["disk"].said
+    assert lines["disk"].said.endswith("NOT ENOUGH")
     assert lines["judge"].is_missing and lines["judge"].said.endswith("is 0.01: TOO LOW")
 
 
@@ -78,28 +84,178 @@ def seconds(parameters, plan=PLAN):
 
 
 def test_the_hours_follow_from_counts_and_rates(parameters):
-    """By hand, for GRPO alone with everything else free: 48 × 512 tokens seven times, and 3 batches of 128 steps."""
-    quick = merged(parameters, {"preferences": {"sample_size": 0}, "policy_optimization": {"num_iterations": 30_000}})
+    """By hand, with everything but the iterations free.
+
+    An iteration of GRPO is 48 × 512 tokens three times forward (reward, reference, policy), once learned from, and two
+    batches of 128 steps; one of PPO has a critic more, forward and learned from.
+    """
+    shared = {"num_iterations": 30_000, "eval_every": 30_000, "eval_prompts": 0}
+    quick = merged(parameters, {"preferences": {"sample_size": 0}, "policy_optimization": shared})
+    quick = merged(quick, {"sft": {"eval_pairs": 0}, "reward_model": {"normalizer_prompts": 0, "genrm_pairs": 0}})
     grpo = replace(PLAN, methods=("grpo",), seeds=(1,))
-    expected = 30_000 * (7 * 48 * 512 / 6000 + 3 * 128 / 20) / 3600
+    tokens = 48 * 512
+    expected = 30_000 * (3 * tokens / 6000 + tokens / 2000 + 2 * 128 / 17) / 3600
     assert seconds(quick, grpo) == pytest.approx(expected, abs=0.5)
     assert seconds(quick, replace(grpo, seeds=(1, 2))) == pytest.approx(2 * expected, abs=1)
     variants = (Variant("grpo", "modeling.rl_base", "sft_adapter"),)
     assert seconds(quick, replace(grpo, variants=variants)) == pytest.approx(2 * expected, abs=1)
-    twice = merged(quick, {"rates": {"forward_tokens_per_second": 12_000, "decode_steps_per_second": 40}})
-    assert seconds(twice, grpo) == pytest.approx(expected / 2, abs=0.5)
-    measured = merged(quick, {"rates": {"measured_on": "a GPU"}})
-    assert "rates measured on a GPU" in looked_at(measured)["GPU hours"].said
+    rates = {"forward_tokens_per_second": 12_000, "train_tokens_per_second": 4000, "decode_steps_per_second": 34}
+    assert seconds(merged(quick, {"rates": rates}), grpo) == pytest.approx(expected / 2, abs=0.5)
     ppo = seconds(quick, replace(grpo, methods=("ppo",)))
-    assert ppo == pytest.approx(30_000 * (11 * 48 * 512 / 6000 + 3 * 128 / 20) / 3600, abs=0.5)
+    assert ppo == pytest.approx(30_000 * (4 * tokens / 6000 + 2 * tokens / 2000 + 2 * 128 / 17) / 3600, abs=0.5)
+
+
+def test_evaluation_and_preparation_are_in_the_hours(parameters):
+    """By hand, at rates of 1,000 forward, 500 learned and 10 steps: 600 held-out prompts, 128 of them seven times."""
+    rates = RateParameters(1000, 500, 10, None)
+    found = hours(replace(PLAN, methods=("grpo",), seeds=(1,)), parameters, rates)
+    answered = 25 * 128 / 10 + 600 * 512 / 1000
+    assert found["sft"] * 3600 == pytest.approx(
+        (11_400 * 896 + 2_850 * 960) / 500 + 2 * 128 * 896 / 1000 + answered
+    )
+    asked = 512 * 960 / 1000 + 22 * 24 / 10
+    normalised = 11 * 128 / 10 + 256 * 512 / 1000
+    assert found["reward model"] * 3600 == pytest.approx(
+        2 * 11_400 * 896 / 500 + 4 * 600 * 896 / 1000 + asked + normalised
+    )
+    iteration = 2 * 128 / 10 + 3 * 48 * 512 / 1000 + 48 * 512 / 500
+    evaluation = 6 * 128 / 10 + 3 * 128 * 512 / 1000 + 128 * 896 / 1000
+    assert found["grpo, 1 runs"] * 3600 == pytest.approx(300 * iteration + 7 * evaluation + answered)
+
+
+def test_where_rates_were_measured_is_said(parameters):
+    assert "ASSUMED rates, not measured" in looked_at(parameters)["GPU hours"].said
+    measured = merged(parameters, {"rates": {"measured_on": "a GPU"}})
+    assert "at rates measured on a GPU (" in looked_at(measured)["GPU hours"].said
+    for name in ("forward_tokens_per_second", "train_tokens_per_second", "decode_steps_per_second"):
+        with pytest.raises(ValueError, match=f"{name} is 0"):
+            RateParameters(**{**parameters["rates"], name: 0})
+
+
+def test_every_stage_that_opens_a_model_is_in_the_memory(parameters):
+    """Of the study the merge holds most: the base, the plain copy in bf16, and what a sum of weights takes."""
+    found = {peak.stage: peak.bytes / 1e9 for peak in peaks(PLAN, parameters, GEMMA_2B)}
+    assert list(found) == ["sft", "merge", "reward_model", "ppo", "grpo", "export"]
+    assert found["merge"] == pytest.approx(2.07 + 0.08 + 5.01 + 4 * 4 * 2048 * 16_384 / 1e9, abs=0.02)
+    assert found["export"] == pytest.approx(found["merge"], abs=1e-6)
+    assert max(found.values()) + 0.6 < 16
+    longer = merged(parameters, {"preferences": {"max_response_tokens": 1024}})
+    grown = {peak.stage: peak.bytes / 1e9 for peak in peaks(PLAN, longer, GEMMA_2B)}
+    assert grown["sft"] > found["sft"] + 0.3 and grown["reward_model"] > found["reward_model"] + 0.6
+    assert (grown["ppo"], grown["export"]) == (found["ppo"], found["export"])
+    small = merged(parameters, {"modeling": {"embedding": "int8"}})
+    low = {peak.stage: peak for peak in peaks(PLAN, small, GEMMA_2B)}
+    assert low["ppo"].bytes / 1e9 < found["ppo"] and "as saved beside it" in low["sft"].when
+    plain = merged(parameters, {"modeling": {"quantization": "none"}})
+    assert {p.stage: p.bytes / 1e9 for p in peaks(PLAN, plain, GEMMA_2B)}["merge"] > 10
+
+
+def test_the_answers_of_an_evaluation_are_in_the_memory_of_an_arm(parameters):
+    """Held-out prompts are answered once each, so that many more of them are prefilled than GRPO's own."""
+    wide = merged(parameters, {"preferences": {"max_prompt_tokens": 4096}})
+    found = {peak.stage: peak for peak in peaks(PLAN, wide, GEMMA_2B)}
+    assert found["grpo"].bytes <= found["ppo"].bytes
+    assert looked_at(parameters)["memory grpo"].said.startswith("about 2.8 GB")
+
+
+def test_the_disk_holds_models_checkpoints_and_a_copy_on_the_way(parameters, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "tmp"))
+    found = disk(PLAN, parameters, GEMMA_2B, tmp_path / "data")
+    model, lora = 5.012e9, 19_611_648
+    state = 12 * lora
+    assert found[tmp_path / "hub"] == pytest.approx(model + 1.78e9, rel=1e-3)
+    assert found[tmp_path / "tmp"] == pytest.approx(model, rel=1e-3)
+    prepared = model + 2 * 4 * lora + 2 * 3 * state
+    assert found[tmp_path / "data"] == pytest.approx(prepared + 3 * (2 * 4 * lora + 3 * state * 3), rel=1e-3)
+    line = looked_at(parameters, root=tmp_path / "data")["disk"].said
+    assert f"{sum(found.values()) / 1e9:.1f} GB needed in" in line and "an export takes 5.0 GB more" in line
+    monkeypatch.setattr(preflight_module, "_existing", lambda place: Path("/proc") if "hub" in str(place) else tmp_path)
+    apart = looked_at(parameters, root=tmp_path / "data")
+    assert apart["disk 1"].said.startswith("about 6.8 GB needed in") and apart["disk 1"].is_missing
+    assert not apart["disk 2"].is_missing
+
+
+def test_weights_that_were_fetched_before_need_no_disk(parameters, monkeypatch, tmp_path):
+    for name, size in (("config.json", 10), ("model-00001-of-00001.safetensors", 4_000_000)):
+        (tmp_path / name).write_bytes(b" " * size)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *asked, **how: str(tmp_path / "config.json"))
+    assert fetched(parameters["modeling"]) == 4_000_000
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *asked, **how: None)
+    assert fetched(parameters["modeling"]) == 0
+
+
+class Gpu:
+    """What torch says of a GPU."""
+
+    def __init__(self, monkeypatch, gigabytes, bf16=True):
+        found = SimpleNamespace(name="a GPU", total_memory=int(gigabytes * 1e9))
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: found)
+        monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: bf16)
+
+
+def test_a_gpu_that_is_too_small_is_missing(parameters, monkeypatch):
+    Gpu(monkeypatch, 15.8)
+    line = looked_at(parameters)["GPU"]
+    assert line.said == "a GPU, 15.8 GB; about 8.3 GB are needed, 0.6 of them by CUDA itself"
+    assert not line.is_missing and not line.is_fatal
+    Gpu(monkeypatch, 8.2, bf16=False)
+    line = looked_at(parameters)["GPU"]
+    assert line.said.endswith("CUDA itself: NOT ENOUGH; it has no bfloat16 and emulates it slowly")
+    assert line.is_missing and not line.is_fatal
+
+
+def test_a_study_does_not_start_without_its_gpu_or_its_model(parameters, monkeypatch, capsys):
+    monkeypatch.setattr(preflight_module, "check_access", lambda name, revision: None)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr("gemma_alignment.study.local.run_study", lambda *asked: pytest.fail("it was started"))
+    asked = Asked(ROOT, PLAN, parameters)
+    with pytest.raises(UserError, match=r"was not started, for want of: GPU \(see above\)"):
+        start(asked, 1, resume=False)
+    assert "none is usable here" in capsys.readouterr().out
+    Gpu(monkeypatch, 16)
+    monkeypatch.setattr(preflight_module, "check_access", no_access)
+    with pytest.raises(UserError, match="for want of: model"):
+        start(asked, 1, resume=False)
+    monkeypatch.setattr(preflight_module, "check_access", lambda name, revision: None)
+    monkeypatch.setattr("gemma_alignment.study.local.run_study", lambda *asked: 7)
+    assert start(asked, 1, resume=False) == 7, "answers can be judged later: a missing key does not stop the training"
+
+
+def no_access(name, revision):
+    raise UserError("the hub says no")
+
+
+def test_a_model_within_reach_needs_no_token(parameters, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(preflight_module, "check_access", lambda name, revision: None)
+    line = looked_at(parameters)["HF_TOKEN"]
+    assert (line.said, line.is_missing) == ("not set, and not needed", False)
 
 
 def test_the_embedded_study_needs_nothing(parameters):
     assert preflight(PLAN, read_parameters(ROOT, "base", {}), Path("/")) == []
 
 
-def test_a_model_of_unknown_shape_is_not_guessed(parameters):
-    other = merged(parameters, {"modeling": {"base_model": "google/gemma-7b-it"}})
+def test_the_shape_of_another_model_is_read_or_not_guessed(parameters, monkeypatch):
+    from transformers import LlamaConfig
+
+    other = merged(parameters, {"modeling": {"base_model": "org/another"}})
+    assert looked_at(other)["size"].said.startswith("not estimated"), "it is out of reach"
+    monkeypatch.setattr(preflight_module, "check_access", lambda name, revision: None)
+    config = LlamaConfig(vocab_size=32_000, hidden_size=1024, num_hidden_layers=4, num_attention_heads=8,
+                         num_key_value_heads=2, intermediate_size=4096, tie_word_embeddings=False)  # fmt: skip
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda name, revision: config)
+    lines = looked_at(other)
+    assert Shape.of(config) == Shape(32_000, 1024, 4, 8, 2, 128, 4096, tied=False)
+    assert "size" not in lines and "about 0." in lines["memory grpo"].said
+
+    def unreadable(name, revision):
+        raise OSError("no such file")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", unreadable)
     assert looked_at(other)["size"].said.startswith("not estimated")
 
 
@@ -118,6 +274,6 @@ def test_the_dry_run_of_the_real_study_prints_it_and_fails_for_what_is_missing(p
     assert "ppo-seed42" in lines and "kedro run --pipelines=ppo --env=gemma2b" in lines["ppo-seed42"]
     assert "NOT SET" in lines["HF_TOKEN"]
     assert lines["OPENAI_API_KEY"].split() == ["OPENAI_API_KEY", "set"]
-    for name in ("disk", "memory ppo", "memory grpo", "GPU hours", "judge"):
+    for name in ("GPU", "memory sft", "memory merge", "memory ppo", "memory grpo", "disk", "GPU hours", "judge"):
         assert name in lines
     assert "Traceback" not in said and "sk-secret" not in said

@@ -6,10 +6,10 @@ own buffers and the CUDA context are not in it. `benchmarks/README.md` holds it 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from gemma_alignment.modeling.heads import positions_at_a_time
+from gemma_alignment.modeling.heads import positions_at_a_time, prompts_at_a_time
 
 FP32 = 4
 NF4 = 0.5 + (1 + FP32 / 256) / 64
@@ -131,21 +131,62 @@ def phases(shape: Shape, hold: Holding, work: Work, critic: bool) -> dict[str, f
         frozen += lora * (roles - 1)  # each copy carries the frozen SFT adapter
     load = bases * hold.base(shape) + FP32 * (trained + frozen)
     resident = load + MOMENTS[hold.optimizer] * trained
-    states = work.positions * shape.hidden * hold.width
-    gradients = FP32 * lora
-    kept, again = _kept(shape, hold, work), _layer(shape, hold) * work.positions
-    backward = kept + (again if hold.checkpointing else 0.0) + _passing(shape, hold, work.positions)
-    both = gradients * (2 if critic else 1)
+    states = 2 * work.positions * shape.hidden * hold.width
+    both, read = FP32 * trained, work.rows * work.response
     found = {
         "load": load,
         "rollout": resident + _decoding(shape, hold, work),
-        "score": resident + 2 * states + max(_passing(shape, hold, work.positions), _head(shape, hold)),
-        "policy backward": resident + both + 2 * states + max(kept + _head(shape, hold), backward),
+        "score": resident + states + max(_passing(shape, hold, work.positions), _head(shape, hold, read)),
+        "policy backward": resident + both + states + _backward(shape, hold, work.positions, read),
     }
     if critic:
-        found["critic backward"] = resident + both + 2 * states + backward
+        found["critic backward"] = resident + both + states + _backward(shape, hold, work.positions, 0)
     found["optimizer"] = resident + both
     return found
+
+
+def training(shape: Shape, hold: Holding, positions: int, read: int) -> float:
+    """Peak bytes of training one role on one base: the logits of ``read`` of the positions are needed, or none."""
+    states = 2 * positions * shape.hidden * hold.width
+    gradients = FP32 * shape.lora_weights(hold.rank)
+    return _one_role(shape, hold) + gradients + states + _backward(shape, hold, positions, read)
+
+
+def answering(shape: Shape, hold: Holding, work: Work) -> float:
+    """Peak bytes of decoding right after such a training."""
+    return _one_role(shape, hold) + _decoding(shape, hold, work)
+
+
+def comparing(shape: Shape, hold: Holding, positions: int) -> float:
+    """Peak bytes of passing so many positions through the base with its embedding as saved, beside the trained one."""
+    other = replace(hold, embedding="as_saved").base(shape)
+    return _one_role(shape, hold) + other + max(_passing(shape, hold, positions), _head(shape, hold, positions))
+
+
+def merging(shape: Shape, hold: Holding, positions: int, again: bool) -> float:
+    """Peak bytes of adding an adapter to its base in a plain copy, and of passing so many positions through both.
+
+    ``again``: the sum is quantised once more, and held beside the base after the copy has left.
+    """
+    beside = hold.base(shape) + FP32 * shape.lora_weights(hold.rank)
+    plain = hold.width * (shape.linear_weights + shape.table_weights)
+    sums = 4 * FP32 * shape.hidden * shape.intermediate  # of the largest matrix: itself, B A, that times alpha / rank
+    table = hold.width * shape.table_weights if hold.embedding == "int8" else 0
+    passes = max(_passing(shape, hold, positions), _head(shape, hold, positions)) if positions else 0.0
+    most = max(plain + max(sums, table, passes), hold.base(shape) + passes if again else 0.0)
+    return beside + most
+
+
+def _one_role(shape: Shape, hold: Holding) -> float:
+    """Bytes of one base with one adapter and its moments."""
+    return hold.base(shape) + (FP32 + MOMENTS[hold.optimizer]) * shape.lora_weights(hold.rank)
+
+
+def _backward(shape: Shape, hold: Holding, positions: int, read: int) -> float:
+    """Bytes at the peak of a forward and backward pass, beside what stands and the final states."""
+    kept = _kept(shape, hold, positions)
+    again = _layer(shape, hold) * positions if hold.checkpointing else 0.0
+    return kept + max(_head(shape, hold, read) if read else 0.0, again + _returning(shape, hold, positions))
 
 
 def _layer(shape: Shape, hold: Holding) -> float:
@@ -161,21 +202,36 @@ def _layer(shape: Shape, hold: Holding) -> float:
     return plain + copies + FP32 * 7 * hold.rank
 
 
-def _kept(shape: Shape, hold: Holding, work: Work) -> float:
+def _kept(shape: Shape, hold: Holding, positions: int) -> float:
     """Bytes kept from the whole forward pass: the inputs of every block, or all that every block keeps."""
     each = shape.hidden * hold.width if hold.checkpointing else _layer(shape, hold)
-    return shape.layers * each * work.positions
+    return shape.layers * each * positions
 
 
 def _passing(shape: Shape, hold: Holding, positions: int) -> float:
-    """Bytes that come and go inside a block: three tensors of the MLP's width, one of them in fp32."""
-    dequantised = hold.width * shape.hidden * shape.intermediate if hold.quantization == "nf4" else 0
-    return positions * shape.intermediate * (2 * hold.width + FP32) + dequantised
+    """Bytes that come and go inside a block whose forward keeps nothing, at the second projection of the MLP's width.
+
+    Of that width the first projection, this one without its adapter, what the fp32 adapter gives, and the same times
+    alpha / rank; of the model's width the residual stream, what the norm gives, and its fp32 copy.
+    """
+    copy = 0 if hold.width == FP32 else FP32
+    each = shape.intermediate * (2 * hold.width + 2 * FP32) + shape.hidden * (2 * hold.width + copy)
+    return positions * each + _dequantised(shape, hold)
 
 
-def _head(shape: Shape, hold: Holding) -> float:
+def _returning(shape: Shape, hold: Holding, positions: int) -> float:
+    """The same in a backward pass, beside what the block keeps: gradients of the MLP's width, one of them in fp32."""
+    return positions * shape.intermediate * (2 * hold.width + FP32) + _dequantised(shape, hold)
+
+
+def _dequantised(shape: Shape, hold: Holding) -> float:
+    """Bytes of the largest matrix of a block outside of its 4 bits."""
+    return hold.width * shape.hidden * shape.intermediate if hold.quantization == "nf4" else 0.0
+
+
+def _head(shape: Shape, hold: Holding, positions: int) -> float:
     """Bytes of the logits that exist at a time: as computed, and four copies in fp32."""
-    chunk = positions_at_a_time(shape.vocabulary)
+    chunk = min(positions, positions_at_a_time(shape.vocabulary))
     return chunk * shape.vocabulary * (hold.width + 4 * FP32) + _table_part(shape, hold)
 
 
@@ -184,9 +240,9 @@ def _decoding(shape: Shape, hold: Holding, work: Work) -> float:
     length = work.prompt + work.response
     cache = shape.layers * 2 * shape.kv_heads * shape.head_dim * hold.width * length * work.decoded
     logits = work.decoded * shape.vocabulary * (hold.width + 2 * FP32) + _table_part(shape, hold)
-    prompts = max(1, work.decoded // work.group_size) * work.prompt
+    prompts = min(max(1, work.decoded // work.group_size), prompts_at_a_time(work.prompt, shape.intermediate))
     merged = hold.width * (shape.linear_weights + shape.table_weights) if hold.weights == "merged" else 0
-    return cache + max(logits, _passing(shape, hold, prompts)) + merged
+    return cache + max(logits, _passing(shape, hold, prompts * work.prompt)) + merged
 
 
 def _table_part(shape: Shape, hold: Holding) -> float:

@@ -9,12 +9,14 @@ class RateParameters:
 
     forward_tokens_per_second: float
     """Tokens that go through the frozen model in one direction."""
+    train_tokens_per_second: float
+    """Tokens that an adapter learns from: forward, the same again under checkpointing, backward, optimizer."""
     decode_steps_per_second: float
-    """Steps of decoding, each a token for every row of the batch."""
+    """Steps of decoding, each a token for every row of the batch; the pass over the prompts is in them."""
     measured_on: str | None
     """The GPU that they were measured on; null: they are assumed, and so are the hours."""
 
     def __post_init__(self) -> None:
-        for name in ("forward_tokens_per_second", "decode_steps_per_second"):
+        for name in ("forward_tokens_per_second", "train_tokens_per_second", "decode_steps_per_second"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be above 0")

@@ -13,9 +13,9 @@ from gemma_alignment.errors import UserError
 from gemma_alignment.hooks.feasible import check_budget
 from gemma_alignment.hooks.paths import absolute
 from gemma_alignment.parameters.study import StudyParameters
-from gemma_alignment.study.estimates import Line, preflight
 from gemma_alignment.study.lock import alone
 from gemma_alignment.study.plan import Plan, parse_names, parse_seeds
+from gemma_alignment.study.preflight import Line, preflight
 from gemma_alignment.study.project import Opened, read_parameters
 from gemma_alignment.study.status import counted, status_of
 from gemma_alignment.study.variants import ablations, accepted, check, each_once, sweeps
@@ -89,7 +89,8 @@ def start(asked: Asked, workers: int | None, resume: bool) -> int:
         raise UserError("--resume goes on with what is there and overwrite=true begins anew: give one of them")
     console = Console()
     _say_left_out(asked, console)
-    _say_needs(asked, console)
+    if fatal := [line.what for line in _say_needs(asked, console) if line.is_fatal]:
+        raise UserError(f"The study was not started, for want of: {', '.join(fatal)} (see above)")
     with alone(asked.data_root):
         return run_study(asked.project, asked.plan, workers, console, resume)
 
