@@ -2,11 +2,13 @@
 
     python benchmarks/measure.py '[{"shape": [256000, 64, 2, 4, 1, 16, 256], "method": "grpo", ...}, ...]'
 
-Prints one JSON line a row. On a CPU each row is a process of its own, forked when every library is loaded. On CUDA
-the peaks are those of torch's allocator; on a CPU they are the peak of the resident set (VmHWM, reset before each
-phase) above what the process held before the first weight was made.
+Prints one JSON line a row. On a CPU each row is a process of its own, forked when every library is loaded, and the
+peaks are those of the resident set (VmHWM, reset before each phase) above what the process held before the first
+weight was made. On CUDA they are those of torch's allocator, and one row is taken: what the allocator once reserved
+for a row it would keep for the next.
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -78,32 +80,43 @@ def _status(key: str) -> float:
     return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(key))
 
 
-def random_base(shape: Shape, hold: Holding, device: torch.device) -> Any:
-    """A Gemma of this shape with random weights, quantised by the loader that the study uses."""
+def random_base(shape: Shape, hold: Holding, device: torch.device, kept: Path | None) -> Any:
+    """A Gemma of this shape with random weights, quantised by the loader that the study uses.
+
+    What is to be quantised is saved in ``kept`` first, unless another row has done so.
+    """
+    if hold.quantization == "none":
+        return _drawn(shape, hold.dtype).to(device).eval().requires_grad_(False)
+    with tempfile.TemporaryDirectory() as own:
+        directory = kept or Path(own)
+        if not (directory / "config.json").exists():
+            _drawn(shape, hold.dtype).save_pretrained(directory)
+        model = load_base(str(directory), hold.quantization, hold.dtype, device)
+    if device.type == "cpu":  # what is not quantised would stay in the file, mapped, and in no count of memory
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
+    return model
+
+
+def _drawn(shape: Shape, dtype: str) -> Any:
     from transformers import GemmaConfig, GemmaForCausalLM
 
     config = GemmaConfig(
         vocab_size=shape.vocabulary, hidden_size=shape.hidden, num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, head_dim=shape.head_dim,
         intermediate_size=shape.intermediate, max_position_embeddings=8192, pad_token_id=0, bos_token_id=2,
-        eos_token_id=1, dtype=getattr(torch, hold.dtype),
+        eos_token_id=1, dtype=getattr(torch, dtype),
     )  # fmt: skip
     torch.manual_seed(0)
-    model = GemmaForCausalLM(config).to(getattr(torch, hold.dtype))
-    if hold.quantization == "nf4":
-        with tempfile.TemporaryDirectory() as directory:
-            model.save_pretrained(directory)
-            del model
-            return load_base(directory, "nf4", hold.dtype, device)
-    return model.to(device).eval().requires_grad_(False)
+    return GemmaForCausalLM(config).to(getattr(torch, dtype))
 
 
-def opened(shape: Shape, hold: Holding, critic: bool, device: torch.device) -> Any:
+def opened(shape: Shape, hold: Holding, critic: bool, device: torch.device, kept: Path | None = None) -> Any:
     """The model with the roles of an arm."""
     lora = SimpleNamespace(rank=hold.rank, alpha=2 * hold.rank, targets="all-linear")
 
     def make() -> SharedBase:
-        base = random_base(shape, hold, device)
+        base = random_base(shape, hold, device, kept)
         if hold.embedding == "int8":
             shrink_embedding(base)
         return SharedBase(base, lora, 0, hold.checkpointing, hold.optimizer)
@@ -124,6 +137,7 @@ def iteration(model: Any, method: Any, shape: Shape, hold: Holding, work: Work, 
             decoder, prompts.tolist(), work.group_size, max_new_tokens=work.response, temperature=1.0, stop_ids=(1,),
             pad_id=0, generator=chance, batch_size=work.decoded,
         )  # fmt: skip
+        model.count_decoding(found.decoded_tokens)
     batch = found.sequences
     values = None
     with meter.phase("score"):
@@ -182,58 +196,78 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def measured(asked: dict[str, Any]) -> dict[str, Any]:
-    """What an iteration takes whose optimizers hold their moments, as from the second one on."""
+    """What an iteration takes from the second one on.
+
+    The first one, a short one, is not measured: it makes the moments of the optimizers, asks how states can be computed
+    and loads kernels.
+    """
     torch.set_num_threads(int(asked.get("threads", 1)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape, hold, work = Shape(*asked["shape"]), Holding(**asked["hold"]), Work(**asked["work"])
     values = yaml.safe_load((CONF / f"parameters_{asked['method']}.yml").read_text())[asked["method"]]
     method = build(METHODS[asked["method"]], values | {"group_size": work.group_size}, asked["method"])
     rate = matmul_rate(device, getattr(torch, hold.dtype))
-    meter = Meter(device)
+    meter, kept = Meter(device), asked.get("kept")
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         with meter.phase("load"):
-            model = opened(shape, hold, method.needs_critic, device)
+            model = opened(shape, hold, method.needs_critic, device, kept and Path(kept))
     else:  # a random model is built with a head of its own before it is tied: what then stands is what counts
-        model = opened(shape, hold, method.needs_critic, device)
+        model = opened(shape, hold, method.needs_critic, device, kept and Path(kept))
         with meter.phase("load"):
             pass
     optimizers = {"policy": model.adam("policy", 1e-5)}
     if method.needs_critic:
         optimizers["critic"] = model.adam("critic", 1e-5)
-    for role, optimizer in optimizers.items():  # a step without a gradient: the moments are there from now on
-        for parameter in model.parameters_of(role):
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    settled = dataclasses.replace(work, rows=work.group_size, decoded=work.group_size, prompt=8, response=2)
+    iteration(model, method, shape, hold, settled, optimizers, Meter(device))
+    model.count_from(0.0)
     tokens = iteration(model, method, shape, hold, work, optimizers, meter)
     seconds = sum(found["seconds"] for name, found in meter.peaks.items() if name != "load")
     return {
         **asked,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
         "phases": meter.peaks,
-        "sampled_tokens_per_second": tokens / meter.peaks["rollout"]["seconds"],
+        "rates": rates(meter.peaks, work, len(optimizers)),
         "tokens_per_second": tokens / seconds,
         "matmul_flops": rate,
         "utilisation": model.forward_flops() / seconds / rate,
     }
 
 
-def warm_up(method: str) -> None:
-    """Load every library and make its buffers, on a model of no size: none of it is a cost of a model."""
-    table, states = torch.ones(256_000, 64), torch.ones(32, 64)
-    _ = (states @ table.T).softmax(-1) @ table  # the largest buffers are those of products with the vocabulary
+def rates(phases: dict[str, dict[str, float]], work: Work, trained: int) -> dict[str, float]:
+    """Section ``rates`` of the parameters. The roles that train are scored, and so are reward model and reference."""
+    tokens = work.decoded * (work.prompt + work.response)
+    updating = sum(found["seconds"] for name, found in phases.items() if "backward" in name or name == "optimizer")
+    return {
+        "forward_tokens_per_second": (2 + trained) * tokens / phases["score"]["seconds"],
+        "train_tokens_per_second": trained * tokens / updating,
+        "decode_steps_per_second": work.response / phases["rollout"]["seconds"],
+    }
+
+
+def warm_up(method: str, table: tuple[int, int] = (256_000, 64), dtype: torch.dtype = torch.float32) -> None:
+    """Load every library and make its buffers, on a model of no size: none of it is a cost of a model.
+
+    The largest buffers are those of products with the vocabulary; in bf16 a CPU lays the whole table out anew for it.
+    """
+    weights, states = torch.ones(table, dtype=dtype), torch.ones(32, table[1], dtype=dtype)
+    _ = (states @ weights.T).softmax(-1) @ weights
     tiny = {"shape": [64, 16, 1, 2, 1, 8, 16], "work": vars(Work(2, 2, 2, 2, 2)), "method": method}
     measured({**tiny, "hold": vars(Holding("none", "float32", 2, True, "adam", "sft_merged", "one_base", "adapter"))})
 
 
 def main() -> None:
     rows = json.loads(sys.argv[1])
-    for method in sorted({row["method"] for row in rows}):
-        warm_up(method)
+    if torch.cuda.is_available():
+        (row,) = rows
+        warm_up(row["method"])
+        print(json.dumps(measured(row)))
+        return
+    for key in sorted({(row["method"], tuple(row["shape"][:2]), row["hold"]["dtype"]) for row in rows}):
+        warm_up(*key[:2], getattr(torch, key[2]))
     for row in rows:
-        if torch.cuda.is_available():
-            print(json.dumps(measured(row)))
-        elif (child := os.fork()) == 0:
+        if (child := os.fork()) == 0:
             print(json.dumps(measured(row)), flush=True)
             os._exit(0)
         else:

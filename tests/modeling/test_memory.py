@@ -3,16 +3,20 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
 
-from gemma_alignment.modeling.memory import GEMMA_2B, NF4, Holding, Work, phases
+from gemma_alignment.config import build
+from gemma_alignment.modeling.memory import GEMMA_2B, NF4, Holding, Shape, Work, phases
+from gemma_alignment.parameters.rates import RateParameters
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 HELD = Holding("nf4", "bfloat16", 16, True, "adam", "sft_merged", "one_base", "adapter")
-WORK = Work(1, 18, 6, 384, 128)
+WORK = Work(1, 24, 6, 384, 128)
 
 
 @pytest.fixture
@@ -58,12 +62,78 @@ def test_the_configuration_of_the_real_study_keeps_its_promise(gemma2b) -> None:
         assert 2 < peak(hold, work, method == "ppo") <= most
 
 
+TINY = {
+    "shape": [64, 16, 1, 2, 1, 8, 16], "work": vars(Work(2, 4, 2, 6, 3)),
+    "hold": vars(replace(HELD, quantization="none", dtype="float32", rank=2)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["grpo", "ppo"])
+def test_an_iteration_is_measured(gemma2b, method) -> None:
+    import measure
+
+    row = measure.measured({**TINY, "method": method})
+    assert set(row["phases"]) == {"load", *phases(Shape(*TINY["shape"]), HELD, WORK, method == "ppo")}
+    assert 0 < row["utilisation"] <= 1
+    assert set(row["rates"]) == {one.name for one in fields(RateParameters)} - {"measured_on"}
+    assert all(value > 0 for value in row["rates"].values())
+
+
+def test_rates_by_hand(gemma2b) -> None:
+    """8 responses of 100 + 25 tokens: a critic makes four passes of three, and two roles that learn."""
+    import measure
+
+    seconds = {"rollout": 5, "score": 2, "policy backward": 1, "critic backward": 2, "optimizer": 1, "load": 99}
+    found = measure.rates({name: {"seconds": value} for name, value in seconds.items()}, Work(1, 8, 1, 100, 25), 2)
+    assert found == {
+        "forward_tokens_per_second": 4 * 1000 / 2, "train_tokens_per_second": 2 * 1000 / 4,
+        "decode_steps_per_second": 25 / 5,
+    }  # fmt: skip
+
+
+def test_what_the_benchmark_prints_is_a_section_of_the_parameters(gemma2b) -> None:
+    """The slower of the rows on one base; separate copies are slower for another reason."""
+    names = ("forward_tokens_per_second", "train_tokens_per_second", "decode_steps_per_second")
+    rows = [
+        {"rates": dict(zip(names, values, strict=True)), "device": "A GPU: 16 GB", "hold": {"sharing": sharing}}
+        for values, sharing in (((5000, 1500, 20), "one_base"), ((6000, 1000, 19), "one_base"),
+                                ((1, 1, 1), "separate_copies"))
+    ]  # fmt: skip
+    section = yaml.safe_load("\n".join(gemma2b.rates_block(rows)))["rates"]
+    assert build(RateParameters, section, "rates") == RateParameters(5000.0, 1000.0, 19.0, "A GPU: 16 GB")
+
+
+def test_on_cuda_every_row_is_a_process_of_its_own(gemma2b, monkeypatch) -> None:
+    """What the allocator reserved for a row it keeps: the next row in the same process would be charged with it."""
+    started = []
+
+    def run(command, **how):
+        part = json.loads(command[-1])
+        started.append([row["method"] for row in part])
+        empty = {"allocated_mb": 1.0, "reserved_mb": 1.0, "seconds": 1.0}
+        names = phases(GEMMA_2B, HELD, WORK, critic=True)
+        lines = [json.dumps({**row, "phases": {name: dict(empty) for name in names}}) for row in part]
+        return SimpleNamespace(stdout="\n".join(lines[: len(lines) - lost]))
+
+    monkeypatch.setattr(gemma2b.subprocess, "run", run)
+    rows = [gemma2b.asked_for(GEMMA_2B, HELD, WORK, method) for method in ("grpo", "ppo", "grpo")]
+    lost = 0
+    assert [row["method"] for row in gemma2b.measured(rows, cuda=True)] == ["grpo", "ppo", "grpo"]
+    assert started == [["grpo"], ["ppo"], ["grpo"]]
+    assert "kept" not in gemma2b.measured(rows, cuda=False)[0] and started[3:] == [["grpo", "ppo", "grpo"]]
+    lost = 1
+    with pytest.raises(SystemExit, match="1 of 3 rows ended without a result"):
+        gemma2b.measured(rows, cuda=False)
+
+
 @pytest.mark.slow
 def test_the_estimates_are_within_a_tenth_of_the_measured_peaks(gemma2b) -> None:
-    hold = Holding("none", "float32", 16, True, "adam", "sft_merged", "one_base", "adapter")
-    sizes, methods = gemma2b.SMALL.values(), ("grpo", "ppo")
-    rows = gemma2b.measured([gemma2b.asked_for(shape, hold, work, m) for shape, work in sizes for m in methods])
-    assert len(rows) == 6
+    models = [gemma2b.small(name)[1:] for name in gemma2b.SMALL]
+    rows = gemma2b.measured([gemma2b.asked_for(*one, m) for one in models for m in ("grpo", "ppo")], cuda=False)
+    assert {(row["hold"]["quantization"], row["hold"]["dtype"]) for row in rows} == {
+        ("none", "float32"), ("none", "bfloat16"), ("nf4", "float32"), ("nf4", "bfloat16"),
+    }  # fmt: skip
+    assert len(rows) == 12
     for row in rows:
         found = gemma2b._peak(row)
         assert found["estimated_mb"] == pytest.approx(found["allocated_mb"], rel=0.1), json.dumps(row, indent=1)
