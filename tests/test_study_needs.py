@@ -206,12 +206,12 @@ def test_a_gpu_that_is_too_small_is_missing(parameters, monkeypatch):
     assert line.is_missing and not line.is_fatal
 
 
-def test_a_study_does_not_start_without_its_gpu_or_its_model(parameters, monkeypatch, capsys):
+def test_a_study_does_not_start_without_its_gpu_or_its_model(parameters, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(preflight_module, "check_access", lambda name, revision: None)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setattr("gemma_alignment.study.local.run_study", lambda *asked: pytest.fail("it was started"))
-    asked = Asked(ROOT, PLAN, parameters)
+    asked = Asked(tmp_path, PLAN, parameters)
     with pytest.raises(UserError, match=r"was not started, for want of: GPU \(see above\)"):
         start(asked, 1, resume=False)
     assert "none is usable here" in capsys.readouterr().out
