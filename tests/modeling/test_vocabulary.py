@@ -17,6 +17,7 @@ from training.test_policy_optimization import run
 from gemma_alignment.modeling import heads
 from gemma_alignment.modeling.embedding import Int8Head, Int8Table, shrink_embedding
 from gemma_alignment.modeling.heads import LOGITS, POSITIONS, chunked_logprobs, positions_at_a_time
+from gemma_alignment.modeling.sequences import sequences
 from gemma_alignment.objectives.logprobs import entropy, token_logprobs
 from gemma_alignment.pipelines.sft.nodes import _largest_gap
 from gemma_alignment.training import preference, pretraining, supervised
@@ -220,6 +221,25 @@ def test_a_run_trains_with_its_table_in_8_bits() -> None:
     records = list(optimize(replace(one, model=model)))
     assert records[0].metrics["eval/kl_to_reference"] == 0
     assert records[1].metrics["policy/grad_norm"] > 0
+
+
+def test_the_largest_gap_is_that_of_all_responses() -> None:
+    """One at a time, in whatever order: as of all in one batch, but for rounding."""
+    model = shared(("policy",))
+    merged = model.merged("policy", torch.float32)
+    disturb(model, "policy", 0.1)
+    answers = ("apple and pear", "a", "two birds now")
+    parts = [
+        sequences([chat().encode_prompt(prompt)], [chat().encode_response(answer)], 0)
+        for prompt, answer in zip(PROMPTS, answers, strict=False)
+    ]
+    with model.role("policy"):
+        states, whole = [model.response_states(one) for one in parts], model.response_states(batch())
+    each = [_largest_gap(merged, [one], model, [state]) for one, state in zip(parts, states, strict=True)]
+    assert len(set(each)) == 3 and min(each) > 1e-3
+    assert _largest_gap(merged, parts, model, states) == max(each)
+    assert _largest_gap(merged, parts[::-1], model, states[::-1]) == max(each)
+    assert _largest_gap(merged, [batch()], model, [whole]) == pytest.approx(max(each), rel=1e-3)
 
 
 def test_a_merged_model_that_is_not_finite_is_noticed() -> None:
