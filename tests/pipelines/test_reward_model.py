@@ -81,9 +81,10 @@ def test_outputs_are_those_of_the_model_one_answer_at_a_time(trained, section):
 
 def test_the_accuracy_of_the_rows_is_the_one_that_training_logs(trained, section):
     rows = scored(trained, section)
-    from gemma_alignment.pipelines.reward_model.nodes import _pairs
+    from gemma_alignment.pipelines.reward_model.nodes import _pairs, _told_apart
 
-    margins = preference.margins(trained[2], _pairs(toy.chat(), pairs(), True), toy.chat().pad_id, 4)
+    held_out = list(_pairs(toy.chat(), _told_apart(pairs(), True)))
+    margins = preference.margins(trained[2], held_out, toy.chat().pad_id, 4)
     assert [one["output_chosen"] - one["output_rejected"] for one in rows] == pytest.approx(margins, abs=1e-4)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from gemma_alignment.config import build
 from gemma_alignment.errors import UserError
 from gemma_alignment.pipelines.models import Start, gold_of, load_role, open_start, peak_memory_mb, prepare
+from gemma_alignment.pipelines.views import View
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -64,7 +65,7 @@ def train_policy(
     start_at = (mean, sd**2) if how.normalize_scores == "none" else (0.0, 1.0)  # scores come as (r - mean) / sd
     run = Run(
         method=how, model=model, chat=chat,
-        prompts=[(row["prompt_id"], row["prompt"]) for row in prompts_train],
+        prompts=View(prompts_train, lambda row: (row["prompt_id"], row["prompt"])),
         held_out=_held_out(chat, prompts_eval, preferences_eval, shared.eval_prompts),
         settings=shared, rollout=build(p.RolloutParameters, rollout, "rollout"),
         kl_controller=KLController(

@@ -39,8 +39,8 @@ def train_reward_model(
 
     def take(step: int) -> float:
         epoch, position = divmod(step, steps_per_epoch)
-        rows = shuffled(len(pairs), seed, "reward_model", epoch)[position * settings.batch_size :]
-        drawn, where = rows[: settings.batch_size], f"Reward model, step {step + 1}"
+        size, where = settings.batch_size, f"Reward model, step {step + 1}"
+        drawn = shuffled(len(pairs), seed, "reward_model", epoch, position * size, size)
         mine = [ids[i] if ids else str(i) for i in drawn]
         loss = _accumulate(model, [pairs[i] for i in drawn], mine, settings.microbatch_size, pad_id, where)
         everything = named(mine, range(len(mine)))

@@ -33,7 +33,8 @@ def train_supervised(
 
     def take(step: int) -> float:
         epoch, position = divmod(step, steps_per_epoch)
-        rows = shuffled(len(examples), seed, "sft", epoch)[position * settings.batch_size :][: settings.batch_size]
+        size = settings.batch_size
+        rows = shuffled(len(examples), seed, "sft", epoch, position * size, size)
         mine = [ids[i] if ids else str(i) for i in rows]
         return _step(model, [examples[i] for i in rows], mine, optimizer, parameters, settings, pad_id, step)
 

@@ -1,6 +1,7 @@
 """Nodes of the reward model."""
 
 import logging
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from gemma_alignment.config import build
 from gemma_alignment.errors import UserError
 from gemma_alignment.pipelines.data_processing.nodes import genrm_question, parse_score
 from gemma_alignment.pipelines.models import gold_of, load_role, open_base, prepare
+from gemma_alignment.pipelines.views import View
 
 Rows = Sequence[Mapping[str, Any]]
 logger = logging.getLogger(__name__)
@@ -16,19 +18,26 @@ GENRM_TOKENS = 24
 """Enough for ``Score: 10.0/10`` in any tokenizer; what follows it is not read."""
 
 
-def _pairs(chat: Any, rows: Rows, drop_equal_scores: bool) -> list[tuple[list[int], list[int], list[int]]]:
-    return [
-        (
+def _pairs(chat: Any, rows: Rows) -> View[tuple[list[int], list[int], list[int]]]:
+    """Token ids of prompt, chosen and rejected answer."""
+    return View(
+        rows,
+        lambda row: (
             chat.encode_prompt(row["prompt"]),
             chat.encode_response(row["chosen"][-1]["content"]),
             chat.encode_response(row["rejected"][-1]["content"]),
-        )
-        for row in _told_apart(rows, drop_equal_scores)
-    ]
+        ),
+    )
 
 
-def _told_apart(rows: Rows, drop_equal_scores: bool) -> list[Mapping[str, Any]]:
-    return [row for row in rows if not (drop_equal_scores and row["score_chosen"] == row["score_rejected"])]
+def _told_apart(rows: Rows, drop_equal_scores: bool) -> View[Mapping[str, Any]]:
+    """The rows that say which answer is the better one."""
+    keeps = (i for i, row in enumerate(rows) if row["score_chosen"] != row["score_rejected"])
+    return View(rows, lambda row: row, array("q", keeps) if drop_equal_scores else None)
+
+
+def _ids(rows: Rows) -> View[str]:
+    return View(rows, lambda row: str(row["prompt_id"]))
 
 
 def _normalizer(
@@ -100,16 +109,15 @@ def train_reward_model(
     settings = build(RewardModelParameters, reward_model, "reward_model")
     model, chat = open_base(sft_merged_model, modeling, prepare(runtime), prepare_seed)
     model.add("reward")
-    pairs = _pairs(chat, preferences_train, settings.drop_equal_scores)
-    held_out = _pairs(chat, preferences_eval, settings.drop_equal_scores)
-    _check_pairs(len(pairs), len(held_out))
-    ids = [row["prompt_id"] for row in _told_apart(preferences_train, settings.drop_equal_scores)]
+    train, tested = (_told_apart(rows, settings.drop_equal_scores) for rows in (preferences_train, preferences_eval))
+    _check_pairs(len(train), len(tested))
+    pairs, ids = _pairs(chat, train), _ids(train)
     step = train_on(
         checkpoints, run_log, settings,
         lambda start: preference.train_reward_model(model, pairs, settings, chat.pad_id, prepare_seed, start, ids),
     )  # fmt: skip
-    tested = [row["prompt_id"] for row in _told_apart(preferences_eval, settings.drop_equal_scores)]
-    margins = preference.margins(model, held_out, chat.pad_id, settings.microbatch_size, tested)
+    held_out = list(_pairs(chat, tested))
+    margins = preference.margins(model, held_out, chat.pad_id, settings.microbatch_size, _ids(tested))
     run_log.append(UpdateRecord(step + 1, _accuracy(margins), {}))
     numbers = _normalizer(
         model, chat, prompts_train, settings, build(RolloutParameters, rollout, "rollout"), prepare_seed
@@ -138,7 +146,7 @@ def score_held_out(
     settings = build(RewardModelParameters, reward_model, "reward_model")
     model, chat = open_base(sft_merged_model, modeling, prepare(runtime), prepare_seed)
     load_role(model, "reward", rm_model_bt, sft_merged_model)
-    told_apart = _told_apart(preferences_eval, settings.drop_equal_scores)
+    told_apart = list(_told_apart(preferences_eval, settings.drop_equal_scores))
     answers = [(row["prompt"], row[side][-1]["content"]) for row in told_apart for side in SIDES]
     tokens = [chat.encode_response(text) for _, text in answers]
     batch = sequences([chat.encode_prompt(prompt) for prompt, _ in answers], tokens, chat.pad_id)

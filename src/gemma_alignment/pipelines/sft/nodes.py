@@ -1,34 +1,43 @@
 """Nodes of supervised fine-tuning."""
 
 import logging
+from array import array
 from collections.abc import Mapping, Sequence
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from gemma_alignment.config import build
 from gemma_alignment.pipelines.models import gold_of, load_role, open_base, prepare
+from gemma_alignment.pipelines.views import View
 
 Rows = Sequence[Mapping[str, Any]]
 logger = logging.getLogger(__name__)
 
 
-def _examples(
-    chat: Any, rows: Rows, genrm: Rows, settings: Any, seed: int
-) -> tuple[list[tuple[list[int], list[int]]], list[str]]:
+def _examples(chat: Any, rows: Rows, genrm: Rows, settings: Any, seed: int) -> tuple[View[Any], View[str]]:
     """The mixture: shares of the chosen responses and of the GenRM records, as token ids; what each is called."""
     from gemma_alignment.training.seeding import shuffled
 
-    chosen = [(row["prompt"], row["chosen"][-1]["content"], row["prompt_id"]) for row in rows]
-    judged = [
-        (row["messages"][0]["content"], row["messages"][1]["content"], f"of train.jsonl, line {number}")
-        for number, row in enumerate(genrm, 1)
-    ]
-    picked = []
-    for name, pool, share in (("chosen", chosen, settings.chosen_share), ("genrm", judged, settings.genrm_share)):
-        order = shuffled(len(pool), seed, f"sft-{name}")
-        picked += [pool[i] for i in order[: round(share * len(pool))]]
-    tokens = [(chat.encode_prompt(prompt), chat.encode_response(response)) for prompt, response, _ in picked]
-    return tokens, [name for _, _, name in picked]
+    known = len(rows)
+    picked = array("q")
+    for name, first, pool, share in (
+        ("chosen", 0, rows, settings.chosen_share), ("genrm", known, genrm, settings.genrm_share)
+    ):  # fmt: skip
+        order = shuffled(len(pool), seed, f"sft-{name}", count=round(share * len(pool)))
+        picked.extend(first + i for i in order)
+
+    def example(number: int) -> tuple[list[int], list[int]]:
+        if number < known:
+            row = rows[number]
+            return chat.encode_prompt(row["prompt"]), chat.encode_response(row["chosen"][-1]["content"])
+        asked, said = genrm[number - known]["messages"]
+        return chat.encode_prompt(asked["content"]), chat.encode_response(said["content"])
+
+    def called(number: int) -> str:
+        return str(rows[number]["prompt_id"]) if number < known else f"of train.jsonl, line {number - known + 1}"
+
+    numbers = range(known + len(genrm))
+    return View(numbers, example, picked), View(numbers, called, picked)
 
 
 def train_sft(
