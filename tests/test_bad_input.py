@@ -143,7 +143,7 @@ def test_a_store_that_is_damaged_is_one_message(project):
     ],
 )
 def test_a_full_disk_is_named_with_what_was_being_written(cause):
-    error = DatasetError("Failed while saving data to dataset X(filepath='/data/base_model').")
+    error = DatasetError("Failed while saving data to dataset X(filepath=PurePosixPath('/data/base_model')).")
     error.__cause__ = cause
     assert str(explained(error)).startswith("No space left on the disk for /data/base_model. Free some, or choose")
 
@@ -175,6 +175,17 @@ def test_on_a_full_disk_the_message_says_so_and_what_was_finished_stays(project,
     after = state(small_disk)
     assert before.items() <= after.items()
     assert "FINISHED" not in {run.info.status for run in project.runs() if run.info.run_name.startswith("sft")}
+
+
+def test_a_damaged_record_is_named_with_a_way_out(tmp_path):
+    from kedro_datasets.json import JSONDataset
+
+    path = tmp_path / "run.json"
+    path.write_text("{")
+    with pytest.raises(DatasetError) as error:
+        JSONDataset(filepath=str(path)).load()
+    assert str(explained(error.value)).startswith(f"{path} is not JSON (")
+    assert "overwrite=true" in str(explained(error.value))
 
 
 def test_other_errors_keep_their_traceback():

@@ -82,6 +82,8 @@ def test_a_policy_that_is_not_there_is_named_with_those_that_are(tmp_path):
     assert "grpo/seed=777/policy" in text
     assert "grpo@k4 seed=1" in text
     assert "kedro run --pipeline=grpo --params seed=777" in text
+    with pytest.raises(UserError, match="--params seed=777,variant=k9"):
+        Trained.find(tmp_path, "grpo", {**PARAMETERS, "variant": "k9"})
     with pytest.raises(UserError, match="variant=NAME"):
         Trained.find(tmp_path, "grpo@k4", PARAMETERS)
     with pytest.raises(UserError, match=r"unknown method gpro; did you mean grpo\?"):

@@ -89,15 +89,17 @@ def test_an_input_that_is_not_there_yet_is_no_difference():
     assert differences(old, new) == ["sft (input): aaaaaaaaaaaa → bbbbbbbbbbbb"]
 
 
-@pytest.mark.parametrize("status", ["failed", "killed", "partial"])
+@pytest.mark.parametrize("status", ["failed", "killed"])
 def test_what_is_not_finished_may_be_replaced(tmp_path, status):
     refuse(tmp_path, record(status, a=1), record("running", a=2))
 
 
-def test_what_is_finished_may_be_repeated_but_not_replaced(tmp_path):
-    refuse(tmp_path, record(a=1), record("running", a=1))
-    with pytest.raises(UserError, match="a: 1 → 2"):
-        refuse(tmp_path, record(a=1), record("running", a=2))
+@pytest.mark.parametrize(("status", "kind"), [("finished", "a finished run"), ("partial", "a part of a run")])
+def test_what_stands_may_be_repeated_but_not_replaced(tmp_path, status, kind):
+    """A policy that was trained and has not answered yet is as dear as one that has."""
+    refuse(tmp_path, record(status, a=1), record("running", a=1))
+    with pytest.raises(UserError, match=f"(?s)holds {kind} of .*a: 1 → 2"):
+        refuse(tmp_path, record(status, a=1), record("running", a=2))
 
 
 def test_a_folder_that_another_living_process_writes_to_is_refused(tmp_path):

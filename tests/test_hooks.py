@@ -170,6 +170,9 @@ def test_an_arm_is_refused_when_what_it_was_made_from_has_changed(project):
     project.run("ppo")
     model = project.data / "06_models/sft_merged_model/adapter_config.json"
     model.write_text('{"value": 1}')
+    with pytest.raises(UserError, match="is not what the stage sft left there"):  # first: overwriting is no cure
+        project.run("ppo")
+    (project.data / "07_model_output/sft/run.json").unlink()
     with pytest.raises(UserError, match=r"sft \(input\): [0-9a-f]{12} → [0-9a-f]{12}"):
         project.run("ppo")
 

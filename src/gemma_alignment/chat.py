@@ -45,6 +45,7 @@ class Trained:
         raise UserError(
             f"no policy of {stage.run_name} at {found.policy}. Trained are: {', '.join(there) or 'none'}.\n"
             f"Train it by: kedro run --pipeline={method} --params seed={stage.seed}"
+            + (f",variant={stage.variant}" if stage.variant else "")
         )
 
     def modeling(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:

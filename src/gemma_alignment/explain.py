@@ -1,6 +1,7 @@
 """Errors that a user can mend, in one message: the project's own, and those of the libraries beneath."""
 
 import errno
+import json
 import re
 import traceback
 from collections.abc import Iterator
@@ -35,6 +36,12 @@ def explained(error: Exception) -> str | None:
         return _full(errors)
     if (refused := next((one for one in errors if getattr(one, "errno", None) in READ_ONLY), None)) is not None:
         return _read_only(refused, errors)
+    damaged = next((one for one in errors if isinstance(one, json.JSONDecodeError)), None)
+    if damaged is not None and (place := _place(errors)) is not None:
+        return (
+            f"{place} is not JSON ({damaged}): it was changed, or damaged by the disk. Put it back, or make it anew by "
+            "the pipeline that wrote it, with --params overwrite=true."
+        )
     if any(_is_out_of_memory(one) for one in errors):
         return (
             f"Out of memory: {brief(next(one for one in errors if _is_out_of_memory(one)))}\n"
@@ -79,7 +86,7 @@ def _read_only(refused: BaseException, errors: list[BaseException]) -> str:
 
 
 def _place(errors: list[BaseException]) -> str | None:
-    named = (re.search(r"filepath='([^']+)'", str(one)) for one in errors)
+    named = (re.search(r"filepath=(?:\w+\()?'([^']+)'", str(one)) for one in errors)
     return next((found[1] for found in named if found), None)
 
 

@@ -22,6 +22,8 @@ from gemma_alignment.redaction import scrubbed
 
 Status = Literal["running", "finished", "partial", "failed", "killed"]
 INTERRUPTED = ("running", "failed", "killed")
+STANDING = ("finished", "partial")
+"""Ends of which something stands that was made as the record says: all that the stage leaves, or a part."""
 RECORD = "run.json"
 CHUNK = 1 << 20
 QUIET = 3600.0
@@ -203,8 +205,9 @@ def refuse(
 ) -> None:
     """Refuse a start that would lose or mix up what stands in ``directory``.
 
-    That is a finished stage that ``new`` would not repeat; an interrupted one with a checkpoint, the last of
-    iteration ``checkpoint``, unless ``new`` is to ``resume`` it; and for that, one that was made from something else.
+    That is a finished stage, or a part of one, that ``new`` would not repeat; an interrupted one with a checkpoint, the
+    last of iteration ``checkpoint``, unless ``new`` is to ``resume`` it; and for that, one that was made from something
+    else.
 
     Raises:
         UserError: with every difference and the ways out.
@@ -218,13 +221,14 @@ def refuse(
         return
     lines = differences(old, new)
     resumable = checkpoint is not None and old.status in INTERRUPTED
-    if (resumable and not resume) or (lines and (resume or old.status == "finished")):
+    if (resumable and not resume) or (lines and (resume or old.status in STANDING)):
         raise UserError(_refusal(directory, old, lines, checkpoint if resumable else None))
 
 
 def _refusal(directory: Path, old: Record, lines: Sequence[str], checkpoint: int | None) -> str:
     """What stands there, how it differs from what is asked for, and the ways out."""
-    text = f"{directory} holds {'a finished' if old.status == 'finished' else 'an interrupted'} run of {old.stage}"
+    kind = {"finished": "a finished run", "partial": "a part of a run"}.get(old.status, "an interrupted run")
+    text = f"{directory} holds {kind} of {old.stage}"
     ways = ["overwrite=true   to replace it"]
     if lines and old.method is not None:
         ways.insert(0, "variant=NAME     to keep both")

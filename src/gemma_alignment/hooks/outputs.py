@@ -19,6 +19,12 @@ def made(pipeline: Pipeline, catalog: Any) -> dict[str, str]:
     return {name: digest(path) for name, path in paths.items() if path is not None and path.exists()}
 
 
+def is_whole(pipeline: Pipeline, catalog: Any) -> bool:
+    """Whether every file that a stage leaves exists."""
+    datasets = [catalog.get(name) for name in pipeline.all_outputs()]
+    return all(one.exists() for one in datasets if one is not None and not isinstance(one, MemoryDataset))
+
+
 def changed(record: Record, names: Iterable[str], catalog: Any) -> list[tuple[str, Path]]:
     """Those of ``names`` that the stage of ``record`` left and that are not as it left them."""
     found = []

@@ -12,6 +12,7 @@ from kedro.pipeline.node import Node
 
 from gemma_alignment.datasets.checkpoint_store import CHECKPOINTS, put_back, saved, set_aside
 from gemma_alignment.fingerprints import (
+    STANDING,
     Record,
     Status,
     differences,
@@ -27,7 +28,7 @@ from gemma_alignment.hooks.feasible import check_budget, check_device
 from gemma_alignment.hooks.given import JUDGE, SOURCE, check_judge, check_source, files_given
 from gemma_alignment.hooks.memory import peak_mb, reset_peak
 from gemma_alignment.hooks.options import NONE, Options
-from gemma_alignment.hooks.outputs import changed, check_unchanged, made
+from gemma_alignment.hooks.outputs import changed, check_unchanged, is_whole, made
 from gemma_alignment.hooks.values import read_by
 from gemma_alignment.stages import CLOSING, PREPARATION, STAGES, Stage
 
@@ -151,13 +152,13 @@ class Work:
             check_judge(self.parameters, catalog.load(JUDGE))
 
     def check(self, catalog: Any) -> None:
-        """Refuse a start that would write over a finished run of something else, or over an interrupted one.
+        """Refuse a start on a damaged input (no cure is to overwrite), over another finished run or an interrupted one.
 
         Raises:
             UserError: with the differences and the ways out.
         """
-        self._refuse(self._without_made_here(self.begin(catalog)))
         self._check_inputs(catalog)
+        self._refuse(self._without_made_here(self.begin(catalog)))
 
     def start(self, catalog: Any, **facts: Any) -> None:
         """Write that the stage runs; what earlier stages of the session made is checked too now."""
@@ -196,14 +197,14 @@ class Work:
         """
         if self.record is None:
             return
-        if status == "finished" and not self._is_whole(catalog):
+        if status == "finished" and not is_whole(self.full, catalog):
             status = "partial"
         fingerprints = {**self.record.fingerprints, **self._digests(catalog)}
-        outputs = made(self.full, catalog) if status in ("finished", "partial") else {}
+        outputs = made(self.full, catalog) if status in STANDING else {}
         record = dataclasses.replace(self.record, fingerprints=fingerprints, outputs=outputs, peak_mb=peak_mb())
         self.record = record.end(status, error)
-        old = None if status in ("finished", "partial") or self.has_written else self.previous
-        if old is None or not (old.status in ("finished", "partial") or self.has_set_aside):
+        old = None if status in STANDING or self.has_written else self.previous
+        if old is None or not (old.status in STANDING or self.has_set_aside):
             self.record.write(self.directory)
             return
         old.write(self.directory)
@@ -213,7 +214,7 @@ class Work:
     def is_current(self, catalog: Any) -> bool:
         """Whether a finished run of the same configuration and inputs stands there, outputs and all."""
         old = self.previous
-        if old is None or old.status != "finished" or not self._is_whole(catalog):
+        if old is None or old.status != "finished" or not is_whole(self.full, catalog):
             return False
         new = self.begin(catalog)
         if differences(old, new) or old.fingerprints.keys() != new.fingerprints.keys():
@@ -238,7 +239,7 @@ class Work:
         if not self.resume or old is None:
             return None
         changed = old.fingerprints.get("configuration") != digest_of(self.parameters)
-        if self.stage.name in CLOSING and (old.status in ("finished", "partial") or changed):
+        if self.stage.name in CLOSING and (old.status in STANDING or changed):
             return None
         return old.mlflow_run_id
 
@@ -275,12 +276,6 @@ class Work:
         """Learn that a dataset was saved: what only memory holds changes nothing."""
         if name in self.full.all_outputs() and not isinstance(catalog.get(name), MemoryDataset):
             self.has_written = True
-
-    def _is_whole(self, catalog: Any) -> bool:
-        """Whether every file that the whole stage leaves exists."""
-        datasets = [catalog.get(name) for name in self.full.all_outputs()]
-        kept = [one for one in datasets if one is not None and not isinstance(one, MemoryDataset)]
-        return all(one.exists() for one in kept)
 
 
 def works(

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from gemma_alignment.errors import UserError
+from gemma_alignment.stages import ARMS
 
 SFT = "sft"
 _RUN = re.compile(r"(?P<method>\w+(?:@[^/]+)?)/seed=(?P<seed>\d+)")
-_ORDER = ("ppo", "grpo", "rloo", "dr_grpo")
 
 
 @dataclass(frozen=True)
@@ -106,5 +106,5 @@ def check_shared_models(cards: Mapping[System, Mapping[str, str]]) -> None:
 
 def _rank(system: System) -> tuple[int, int, str]:
     base = system.method.split("@")[0]
-    place = _ORDER.index(base) if base in _ORDER else len(_ORDER)
+    place = ARMS.index(base) if base in ARMS else len(ARMS)
     return (system.seed or 0, place, system.method)
