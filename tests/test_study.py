@@ -87,7 +87,22 @@ def test_progress_is_the_last_whole_line(tmp_path):
     assert Progress.read(tmp_path, 8, since=4.7).seconds_left is None
     assert Progress.read(tmp_path, 8, since=6.0) is None  # lines of an earlier run
     assert last_rows(tmp_path / "nothing") == []
+    assert Progress.read(tmp_path, None) is None  # nobody says how many there will be
     assert (clock(65), clock(3725)) == ("1:05", "1:02:05")
+
+
+def test_the_progress_of_a_preparation_says_itself_how_far_it_goes(tmp_path):
+    lines = [{"iteration": i, "timestamp": 200 * i, "planned": 284} for i in (5, 10, 15)]
+    (tmp_path / "timing.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "history.jsonl").write_text('{"iteration":15,"sft/loss":1.5}\n')
+    progress = Progress.read(tmp_path, None)
+    assert progress.text() == "iteration 15/284  loss 1.500"
+    assert progress.seconds_left == pytest.approx((284 - 15) * 0.2)  # a line every five steps
+    with (tmp_path / "timing.jsonl").open("a") as file:
+        file.write('{"iteration":285,"timestamp":60000}\n')
+    (tmp_path / "history.jsonl").write_text('{"iteration":285,"sft/perplexity_after":2.0}\n')
+    after = Progress.read(tmp_path, None)
+    assert (after.text(), after.seconds_left) == ("iteration 284/284", 0.0)
 
 
 def test_the_last_rows_of_a_long_file_are_whole(tmp_path):

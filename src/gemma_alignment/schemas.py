@@ -147,6 +147,10 @@ class TrainingState:
     """``kl_controller``, ``score_normalizer``, ``old_logprobs``, ``packing`` and ``budget``; elsewhere ``packing``."""
 
 
+PLANNED = "planned"
+"""Key of ``timing.jsonl``: how many iterations there will be, where the parameters do not say so; for the progress."""
+
+
 @dataclass(frozen=True)
 class UpdateRecord:
     """What one iteration of the loop reports: the loop yields it and writes nothing."""

@@ -33,6 +33,13 @@ def test_a_record_is_on_disk_at_once_as_one_sorted_compact_line(tmp_path):
     assert timing["t"] == 1.5 and abs(timing["timestamp"] / 1000 - time.time()) < 60
 
 
+def test_how_many_iterations_are_planned_is_kept_beside_the_clock_and_not_sent(tmp_path):
+    log = RunLog(tmp_path)
+    log.append(UpdateRecord(5, {"sft/loss": 1.5}, {"planned": 284.0}))
+    assert log.rows("timing")[0]["planned"] == 284
+    assert [point.key for point in log.points()] == ["sft/loss"]
+
+
 def test_floats_come_back_exactly(tmp_path):
     log = RunLog(tmp_path)
     values = {"x": 0.1 + 0.2, "y": 1e-300, "z": 2 / 3}

@@ -176,7 +176,8 @@ def test_through_sft_and_reward_model_to_ppo_and_grpo(files, tmp_path) -> None:
     sft.add("policy")
     examples = [(prompt, chosen) for prompt, chosen, _ in pairs]
     before = perplexity(sft, "policy", examples, chat.pad_id, 4, "here")
-    list(train_supervised(sft, examples, TRAINING, chat.pad_id, 1))
+    *_, last = train_supervised(sft, examples, TRAINING, chat.pad_id, 1)
+    assert last.timing["planned"] == last.iteration, "for the progress of `kedro study`"
     assert perplexity(sft, "policy", examples, chat.pad_id, 4, "here") < before
     SavedModel(sft.merged("policy", torch.float32), chat.tokenizer).save_pretrained(str(tmp_path))
 

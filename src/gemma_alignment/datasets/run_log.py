@@ -13,6 +13,7 @@ from kedro.io import AbstractDataset, DatasetError
 from gemma_alignment.datasets.atomic import beside
 from gemma_alignment.datasets.metric_writer import MetricWriter, Point
 from gemma_alignment.errors import UserError
+from gemma_alignment.schemas import PLANNED
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -199,7 +200,7 @@ def _number(value: Any) -> int | float | None:
 
 def _points(row: Mapping[str, Any], timestamp: int) -> list[Point]:
     step = row["iteration"]
-    skipped = ("iteration", TIMESTAMP)
+    skipped = ("iteration", TIMESTAMP, PLANNED)
     return [
         Point(key, math.nan if value is None else float(value), timestamp, step)
         for key, value in row.items()

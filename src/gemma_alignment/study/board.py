@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gemma_alignment.fingerprints import Record
+from gemma_alignment.stages import Stage
 from gemma_alignment.study.processes import Child
 from gemma_alignment.study.progress import Progress, clock
 
@@ -76,11 +77,19 @@ class Board:
         return table
 
     def _progress(self, child: Child) -> Progress | None:
+        """Of an arm, or of the stage of a longer process that runs just now."""
         stage = child.run.stages[-1]
-        if child.started is None or not stage.is_arm:
+        if not stage.is_arm:
+            stage = next((one for one, record in self._records(child) if record.status == "running"), stage)
+        if child.started is None:
             return None
-        since = self._epoch + child.started
-        return Progress.read(stage.directory(self._root), self._iterations, since)
+        total = self._iterations if stage.is_arm else None
+        return Progress.read(stage.directory(self._root), total, self._epoch + child.started)
+
+    def _records(self, child: Child) -> list[tuple[Stage, Record]]:
+        """The stages that this process began, with what they say of themselves."""
+        found = [(stage, Record.read(stage.directory(self._root))) for stage in child.run.stages]
+        return [(s, one) for s, one in found if one and child.process and one.pid == child.process.pid]
 
     def _left(self, child: Child) -> str:
         progress = self._progress(child)
@@ -88,11 +97,9 @@ class Board:
         return "" if left is None else clock(left)
 
     def _doing(self, child: Child) -> str:
-        """The progress of an arm; of other processes the stages that are done."""
-        if (progress := self._progress(child)) is not None:
-            return progress.text()
-        if child.process is None or child.run.stages[-1].is_arm:
-            return ""
-        records = [(s.name, Record.read(s.directory(self._root))) for s in child.run.stages]
-        mine = [(name, one) for name, one in records if one and one.pid == child.process.pid]
-        return "  ".join(f"{name} {record.status}" for name, record in mine)
+        """The progress of an arm; of other processes the stages that are done, and that of the one that runs."""
+        progress = self._progress(child)
+        if child.run.stages[-1].is_arm:
+            return progress.text() if progress else ""
+        stages = [f"{stage.name} {record.status}" for stage, record in self._records(child)]
+        return "  ".join([*stages, progress.text()] if progress and child.state == "running" else stages)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -9,8 +10,13 @@ from statistics import median
 from typing import Any, Self
 
 from gemma_alignment.datasets.run_log import TIMESTAMP
+from gemma_alignment.schemas import PLANNED
 
 TAIL = 1 << 16
+SHOWN = {
+    "pretraining/loss": "loss", "sft/loss": "loss", "reward_model/loss": "loss",
+    "reward/score_mean": "reward", "policy/kl_to_reference": "KL",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -25,18 +31,21 @@ class Progress:
     """Seconds an iteration took of late, in this attempt; None before its second record."""
 
     @classmethod
-    def read(cls, directory: Path, total: int, since: float = 0.0) -> Self | None:
-        """The progress of the run in ``directory``; None where nothing was written after ``since``."""
+    def read(cls, directory: Path, total: int | None, since: float = 0.0) -> Self | None:
+        """The progress of the run in ``directory``; None where nothing was written after ``since``.
+
+        Without a ``total`` the lines say it; None too where they do not.
+        """
         timing = [row for row in last_rows(directory / "timing.jsonl") if row.get(TIMESTAMP, 0) >= since * 1000]
         history = last_rows(directory / "history.jsonl")
-        if not timing or not history:
+        if total is None:
+            total = next((int(row[PLANNED]) for row in reversed(timing) if PLANNED in row), None)
+        if not timing or not history or total is None:
             return None
-        first, last = timing[0], timing[-1]
-        steps = last["iteration"] - first["iteration"]
         # the middle one: where the clock was set, one of them is wrong
-        gaps = [(after[TIMESTAMP] - before[TIMESTAMP]) / 1000 for before, after in pairwise(timing)]
-        pace = max(0.0, median(gaps)) if steps > 0 else None
-        return cls(int(history[-1]["iteration"]), total, history[-1], last, pace)
+        pace = median(gaps) if (gaps := [_seconds_each(*two) for two in pairwise(timing)]) else None
+        done = min(int(history[-1]["iteration"]), total)  # what is measured after the last step is a line too
+        return cls(done, total, history[-1], timing[-1], None if pace is None else max(0.0, pace))
 
     @property
     def seconds_left(self) -> float | None:
@@ -44,14 +53,20 @@ class Progress:
         return None if self.pace is None else self.pace * max(0, self.total - self.iteration)
 
     def text(self) -> str:
-        """Iteration, reward, KL and speed in one line; a number that is not there is left out."""
+        """Iteration, reward, KL and speed, or loss, in one line; a number that is not there is left out."""
         shown = [f"iteration {self.iteration}/{self.total}"]
-        for key, name, digits in (("reward/score_mean", "reward", 3), ("policy/kl_to_reference", "KL", 3)):
+        for key, name in SHOWN.items():
             if isinstance(value := self.history.get(key), int | float):
-                shown.append(f"{name} {value:.{digits}f}")
+                shown.append(f"{name} {value:.3f}")
         if isinstance(speed := self.timing.get("rollout/tokens_per_second"), int | float):
             shown.append(f"{speed:.0f} tokens/s")
         return "  ".join(shown)
+
+
+def _seconds_each(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
+    """From one line to the next, for each iteration in between."""
+    passed = (after[TIMESTAMP] - before[TIMESTAMP]) / 1000
+    return float(passed / max(1, after["iteration"] - before["iteration"]))
 
 
 def last_rows(path: Path) -> list[dict[str, Any]]:

@@ -43,9 +43,9 @@ def _line(work: Work, parameters: Mapping[str, Any]) -> Line:
         return Line(stage.run_name, "left", "")
     if record.status == "finished" and (others := work.deviations()):
         return Line(stage.run_name, "other configuration", "; ".join(others))
-    iterations = int(parameters["policy_optimization"]["num_iterations"])
+    iterations = int(parameters["policy_optimization"]["num_iterations"]) if stage.is_arm else None
     state = "vanished" if record.status == "running" and not record.is_alive(directory) else str(record.status)
-    progress = Progress.read(directory, iterations) if stage.is_arm else None
+    progress = Progress.read(directory, iterations)
     detail = record.error or (progress.text() if progress else f"since {record.created}")
     return Line(stage.run_name, state, detail.splitlines()[0])
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gemma_alignment.modeling.protocols import Kept
-from gemma_alignment.schemas import TrainingState, UpdateRecord
+from gemma_alignment.schemas import PLANNED, TrainingState, UpdateRecord
 from gemma_alignment.training.checkpoints import copied, numbers_of, put_back
 from gemma_alignment.training.schedule import warmup_cosine
 
@@ -47,9 +47,8 @@ class Course:
                 group["lr"] = self.settings.learning_rate * factor
             losses.append(step(number))
             if (number + 1) % self.settings.log_every == 0 or number + 1 == self.steps:
-                yield UpdateRecord(
-                    number + 1, {self.metric: sum(losses) / len(losses)}, {}, state=self._state(number + 1)
-                )
+                loss = {self.metric: sum(losses) / len(losses)}
+                yield UpdateRecord(number + 1, loss, {PLANNED: float(self.steps)}, state=self._state(number + 1))
                 losses = []
 
     def _state(self, done: int) -> TrainingState:
