@@ -69,8 +69,8 @@ build/bench/trl-%/.done: benchmarks/requirements.txt benchmarks/requirements-ppo
 bench: .venv/.base build/bench/trl-1.16/.done build/bench/trl-1.12/.done  ## speed and memory beside TRL; BENCH=peers for a part, ARGS="--only grpo"
 	$(BIN)/python benchmarks/run.py $(or $(BENCH),all) $(ARGS)
 
-ui: .venv/.base  ## MLflow on the study's store, and the address that compares the arms
-	$(BIN)/kedro study ui
+ui: .venv/.base  ## MLflow on the study's store, and the address that compares the arms; ARGS="--port 5001"
+	$(BIN)/kedro study ui $(ARGS)
 
-viz: .venv/.viz  ## Kedro-Viz of every pipeline; BUILD=1: as pages for any web server, in build/
-	$(BIN)/kedro viz $(if $(BUILD),build --include-previews,run --host 127.0.0.1)
+viz: .venv/.viz  ## Kedro-Viz of every pipeline, ARGS="--port 4142"; BUILD=1: as pages for any web server, in build/
+	$(BIN)/kedro viz $(if $(BUILD),build --include-previews,run --host 127.0.0.1) $(ARGS)

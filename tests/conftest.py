@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +52,7 @@ def whole_project(root):
     for name in ("conf", "notebooks", "docs"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("local"))
     (root / "conf" / "local").mkdir()
-    for name in ("pyproject.toml", ".telemetry"):
+    for name in ("pyproject.toml", ".telemetry", "Makefile"):
         shutil.copy(ROOT / name, root / name)
     shutil.copytree(ROOT / "src", root / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     away = ("MLFLOW_TRACKING_URI", "GEMMA_ALIGNMENT_PARENT_RUN", "GEMMA_ALIGNMENT_STUDY", "KEDRO_ENV")
@@ -73,6 +74,14 @@ def toy_study(tmp_path_factory):
     code, text = project.command("kedro", "run", "--env=test", "--params", "data_root=data", timeout=1200)
     assert code == 0, text
     return project
+
+
+@pytest.fixture
+def free_port():
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,16 @@
-"""Every command of the README: run as it is, dry, or started and stopped; ``-m readme --collect-only`` lists them."""
+"""Every command of the README: run as it is, or dry, or started and stopped.
 
+``pytest -m readme --collect-only`` lists them all, ``-m outside`` those that need something from outside.
+"""
+
+import os
 import re
 import shlex
+import signal
 import subprocess
+import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -18,8 +26,8 @@ COMMANDS = [line.partition("  #")[0].strip() for block in BLOCKS for line in blo
 EXPECTED = {  # target of make -> what it must come to
     "make study": "kedro study",
     "make study QUICK=1": "kedro study --quick",
-    "make ui": "kedro study ui",  # started and stopped in browser/test_mlflow.py
-    "make viz": "kedro viz run",  # built and opened in browser/test_viz.py
+    "make ui": "kedro study ui",
+    "make viz": "kedro viz run",
     "make viz BUILD=1": "kedro viz build --include-previews",
     "make test": "-m pytest",
     "make lint": "lint-imports",
@@ -27,10 +35,14 @@ EXPECTED = {  # target of make -> what it must come to
 pytestmark = pytest.mark.readme
 
 
-def commands(start):
+def commands(start, outside=None):
+    """Those that begin so; marked where they hold what needs something from outside."""
     found = [one for one in COMMANDS if one.startswith(start)]
     assert found, f"no command of the README begins with {start}"
-    return pytest.mark.parametrize("command", found)
+    marks = {True: [pytest.mark.outside], False: []}
+    return pytest.mark.parametrize(
+        "command", [pytest.param(one, marks=marks[outside is not None and outside in one]) for one in found]
+    )
 
 
 def test_no_command_is_left_out():
@@ -45,7 +57,89 @@ def test_make_dry(command):
     assert EXPECTED[command] in done.stdout
 
 
-@commands("kedro study")
+def make(command, *more):
+    """The words of a target with what it needs set up already: by whoever runs the tests."""
+    ready = (word for name in ("base", "test", "viz") for word in ("-o", f".venv/.{name}"))
+    return [*shlex.split(command), f"BIN={Path(sys.executable).parent}", *ready, *more]
+
+
+def ended(words, folder, environment=None):
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.cli
+@commands("make study")
+def test_make_study_as_far_as_it_goes_without_running(command, real_project):
+    words = make(command, "ARGS=--dry-run")
+    done = ended(words, real_project.root, real_project.environment({}))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "kedro run --pipelines=grpo" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.cli
+def test_make_study_quick(real_project):
+    words = make("make study QUICK=1")
+    done = ended(words, real_project.root, real_project.environment({}))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (real_project.root / "data/quick/08_reporting/report.html").is_file()
+
+
+@pytest.mark.cli
+def test_make_test_runs_the_tests(tmp_path):
+    words = make("make test", "WORKERS=0", f"ARGS=tests/test_docs_adr.py -p no:cacheprovider --basetemp={tmp_path}")
+    done = ended(words, ROOT)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.cli
+def test_make_lint():
+    done = ended(make("make lint", "AUDIT=0"), ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def started_and_stopped(words, project, address, log):
+    """What a server answers at ``address``, and what it had said until then."""
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            words, cwd=project.root, env=project.environment({}), stdout=output, stderr=output, start_new_session=True
+        )
+    deadline = time.monotonic() + 400
+    try:
+        while time.monotonic() < deadline:
+            assert server.poll() is None, log.read_text()
+            try:
+                with urllib.request.urlopen(address, timeout=60) as reply:  # noqa: S310 - our own server
+                    return reply.read().decode(), log.read_text()
+            except OSError:
+                time.sleep(0.5)
+        return pytest.fail(f"the server did not come up: {log.read_text()}")
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=60)
+
+
+@pytest.mark.outside
+@pytest.mark.pipeline
+def test_make_ui_is_started_and_stopped(toy_study, free_port, tmp_path):
+    words = make("make ui", f"ARGS=--port={free_port}")
+    answer, said = started_and_stopped(words, toy_study, f"http://127.0.0.1:{free_port}/health", tmp_path / "log")
+    assert answer == "OK"
+    assert re.search(rf"The arms side by side: http://127.0.0.1:{free_port}/#/experiments/\d+/runs\?viewState", said)
+
+
+@pytest.mark.outside
+@pytest.mark.pipeline
+def test_make_viz_is_started_and_stopped(toy_study, free_port, tmp_path):
+    pytest.importorskip("kedro_viz", reason="comes with the viz extra")
+    words = make("make viz", f"ARGS=--port={free_port} --no-browser")
+    address = f"http://127.0.0.1:{free_port}/api/main"
+    answer, _ = started_and_stopped(words, toy_study, address, tmp_path / "log")
+    assert '"train_grpo"' in answer
+
+
+@commands("kedro study", outside="--env=gemma2b")
 def test_study_dry(command, project, monkeypatch):
     """The hub, the GPU and the hours are left out; everything that is checked before a study starts is not."""
     from kedro.framework.startup import bootstrap_project
@@ -73,7 +167,6 @@ def test_one_arm_one_seed(project):
     assert {"grpo-seed777", "grpo@k4-seed777"} <= set(project.states())
 
 
-@pytest.mark.slow
 @pytest.mark.pipeline
 @pytest.mark.cli
 @commands("kedro run --pipeline=export")
@@ -84,7 +177,6 @@ def test_export(command, toy_study):
     assert code == 0, text
 
 
-@pytest.mark.slow
 @pytest.mark.pipeline
 @pytest.mark.cli
 @commands("python -m gemma_alignment chat")

@@ -1,5 +1,6 @@
 """What Kedro-Viz needs to draw the layers: no layer may lead back to one before it."""
 
+import inspect
 import json
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -8,8 +9,9 @@ import pytest
 from kedro.config import OmegaConfigLoader
 from kedro.io import CatalogConfigResolver
 
-from gemma_alignment.datasets.atomic import AtomicDataset
+from gemma_alignment.datasets.atomic import AtomicDataset, AtomicPlotDataset
 from gemma_alignment.datasets.json_lines import JSONLinesDataset
+from gemma_alignment.datasets.model_directory import ModelDirectoryDataset
 from gemma_alignment.pipeline_registry import register_pipelines
 from gemma_alignment.settings import CONFIG_LOADER_ARGS
 
@@ -63,6 +65,9 @@ def test_a_node_has_a_short_name_and_says_what_it_does(node):
     assert len(node.name) <= 24, node.name
     assert " " not in node.name
     assert len((node.func.__doc__ or "").strip().splitlines()[0]) > 20
+    assert inspect.isfunction(node.func), "Kedro-Viz shows source and docstring of nothing else"
+    source = inspect.getsource(inspect.unwrap(node.func))
+    assert '"""' in source and "inputs" not in source.partition("\n")[0]
 
 
 def test_rows_are_previewed_as_a_table_and_json_as_it_is(tmp_path):
@@ -74,3 +79,17 @@ def test_rows_are_previewed_as_a_table_and_json_as_it_is(tmp_path):
     numbers = AtomicDataset("json.JSONDataset", str(tmp_path / "numbers.json"))
     numbers.save({"d": 0.5})
     assert json.loads(numbers.preview()) == {"d": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "shown"),
+    [
+        (JSONLinesDataset("none.jsonl"), {"index": [], "columns": [], "data": []}),
+        (ModelDirectoryDataset("none"), "{}"),
+        (AtomicDataset("json.JSONDataset", "none.json"), "{}"),
+        (AtomicPlotDataset("none.json"), {"data": [], "layout": {}}),
+    ],
+    ids=["rows", "model", "numbers", "figure"],
+)
+def test_what_is_not_made_yet_has_an_empty_preview_and_no_warning(dataset, shown):
+    assert dataset.preview() == shown

@@ -1,7 +1,6 @@
 """A headless Chromium for the pages that people open; skipped, with the reason, where there is none."""
 
 import shutil
-import socket
 
 import pytest
 
@@ -55,11 +54,3 @@ def opened(chromium):
     yield open_
     for context in contexts:
         context.close()
-
-
-@pytest.fixture
-def free_port():
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]

@@ -139,6 +139,8 @@ class AtomicDataset(AbstractDataset[Any, Any]):
 
     def preview(self) -> JSONPreview:
         """What the wrapped dataset shows in Kedro-Viz; one of another kind than JSON has ``preview: false`` there."""
+        if not self._exists():
+            return JSONPreview("{}")
         shown: JSONPreview = self._at(self._filepath).preview()  # type: ignore[attr-defined]
         return shown
 
@@ -157,4 +159,6 @@ class AtomicPlotDataset(AtomicDataset):
 
     def preview(self) -> PlotlyPreview:
         """The figure; Kedro-Viz reads the kind of a preview from this annotation."""
+        if not self._exists():
+            return PlotlyPreview({"data": [], "layout": {}})
         return PlotlyPreview(json.loads(self._filepath.read_text(encoding="utf-8")))

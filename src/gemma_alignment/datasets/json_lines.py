@@ -87,8 +87,8 @@ class JSONLinesDataset(AbstractDataset[Iterable[Any], JSONLinesFile]):
         return {"filepath": str(self._filepath)}
 
     def preview(self, rows: int = 5) -> TablePreview:
-        """The first rows as a table, for Kedro-Viz; what is no text or number is shown as JSON."""
-        first = self.load()[:rows]
+        """The first rows as a table, for Kedro-Viz, none before there are any; no text and no number: shown as JSON."""
+        first = self.load()[:rows] if self._exists() else []
         columns = list(dict.fromkeys(key for row in first for key in row))
         cells = [[_cell(row.get(column)) for column in columns] for row in first]
         return TablePreview({"index": list(range(len(first))), "columns": columns, "data": cells})

@@ -54,7 +54,9 @@ class ModelDirectoryDataset(AbstractDataset[Saveable, str]):
         return {"filepath": str(self._filepath)}
 
     def preview(self) -> JSONPreview:
-        """The configuration file and the sizes, for Kedro-Viz."""
+        """The configuration file and the sizes, for Kedro-Viz; nothing before there are any."""
+        if not self._exists():
+            return JSONPreview("{}")
         files = {one.name: one.stat().st_size for one in sorted(self._filepath.iterdir()) if one.is_file()}
         shown: dict[str, Any] = {"bytes": files}
         for name in ("adapter_config.json", "config.json"):
