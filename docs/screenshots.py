@@ -99,12 +99,13 @@ def _dismiss(page, name):
 
 
 def viz(page, project, out):
-    """Every pipeline, from the static build."""
+    """The pipeline of one arm, from the static build."""
     subprocess.run([sys.executable, "-m", "kedro", "viz", "build", "--include-previews"], cwd=project, check=True)
     serve = functools.partial(Quiet, directory=str(project / "build"))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        page.goto(f"http://127.0.0.1:{server.server_port}/")
+        page.add_init_script("localStorage.KedroViz = JSON.stringify({showFeatureHints: false})")
+        page.goto(f"http://127.0.0.1:{server.server_port}/?pid=grpo")
         page.wait_for_selector(".pipeline-node", timeout=PATIENCE)
         page.wait_for_timeout(4000)
         page.screenshot(path=out / "viz.png")

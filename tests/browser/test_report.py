@@ -173,3 +173,25 @@ def test_paper_shows_everything_on_white(report, opened):
     assert json.loads(found.locator("#data").inner_text())["figures"].keys() == set(
         found.eval_on_selector_all(".js-plotly-plot", "all => all.map(e => e.dataset.figure)")
     )
+
+
+def test_figures_drawn_for_a_dark_screen_are_dark_on_paper_and_as_wide_as_its_columns(report, opened):
+    found = opened(report.as_uri(), color_scheme="dark", viewport={"width": 1440, "height": 900})
+    found.wait_for_function("document.querySelectorAll('.js-plotly-plot').length > 10", timeout=60_000)
+    ink = "() => getComputedStyle(document.querySelector('[data-figure=forest] .xtitle')).fill"
+    assert found.evaluate(ink) == "rgb(228, 232, 236)"
+    found.evaluate("dispatchEvent(new Event('beforeprint'))")  # before the style sheet of paper holds, as in a browser
+    found.emulate_media(media="print", color_scheme="dark")
+    found.set_viewport_size({"width": 700, "height": 990})
+    assert found.evaluate(ink) == "rgb(0, 0, 0)"
+    beyond = """all => all.filter(svg => {
+        const page = svg.closest("figure").getBoundingClientRect(), box = svg.getBoundingClientRect();
+        const inside = box.left > page.left - 1 && box.right < page.right + 1 && box.bottom < page.bottom + 1;
+        return !inside || box.width < 100;
+    }).length"""
+    assert found.eval_on_selector_all(".plot .main-svg", beyond) == 0
+    found.emulate_media(media="screen", color_scheme="dark")
+    found.set_viewport_size({"width": 1440, "height": 900})
+    found.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert found.evaluate(ink) == "rgb(228, 232, 236)"
+    assert found.locator(".main-svg[viewBox]").count() == 0

@@ -4,7 +4,10 @@
   const plots = [...document.querySelectorAll("[data-figure]")];
   const drawn = new Set();
   const axisChoice = document.getElementById("axis");
-  const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  // The colours of paper are asked for before the style sheet of paper holds.
+  const PAPER = { "--ink": "#000", "--soft": "#444", "--line": "#bbb", "--card": "#fff" };
+  let printing = false;
+  const color = (name) => (printing ? PAPER[name] : getComputedStyle(document.documentElement).getPropertyValue(name).trim());
 
   // Text and grid take the page's colours; a specification holds only what is data.
   function themed(layout) {
@@ -51,9 +54,24 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   addEventListener("beforeprint", () => {
     document.querySelectorAll("details").forEach((part) => { part.open = true; });
+    printing = true;
     plots.forEach(draw);
+    plots.forEach(scale);
   });
-  addEventListener("afterprint", redraw);
+  addEventListener("afterprint", () => {
+    printing = false;
+    document.querySelectorAll(".plot .main-svg").forEach((svg) => svg.removeAttribute("viewBox"));
+    redraw();
+  });
+
+  // What was drawn for the screen becomes as wide as a column of the paper.
+  function scale(element) {
+    for (const svg of element.querySelectorAll(".main-svg")) {
+      const width = svg.width.baseVal.value, height = svg.height.baseVal.value;
+      svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+      element.style.aspectRatio = `${width} / ${height}`;
+    }
+  }
 
   const table = document.querySelector("#answer-table table");
   if (table) {
