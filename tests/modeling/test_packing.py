@@ -10,8 +10,9 @@ import torch
 import transformers
 from toy import LORA, SHAPE, chat, disturb, shared
 
-from gemma_alignment.modeling import packing, states
+from gemma_alignment.modeling import gemma, packing, states
 from gemma_alignment.modeling.copies import SeparateCopies
+from gemma_alignment.modeling.gemma import gemma_states, is_plain
 from gemma_alignment.modeling.packing import masks_for, pack
 from gemma_alignment.modeling.roles import SharedBase
 from gemma_alignment.modeling.sequences import Sequences, sequences
@@ -80,6 +81,7 @@ def test_who_sees_whom_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     split = pack(sequences([[2, 3], [2, 3], [7]], [[4, 5], [6], [8]], 0))
     assert split.tokens.tolist() == [[2, 3, 4, 5], [2, 3, 6, 0], [7, 8, 0, 0]]
     assert split.index.tolist() == [[1, 2, 3], [5, 6, 0], [8, 9, 0]]
+    assert split.first.tolist() == [[0, 1, 2, 3], [0, 1, 6, 7], [8, 9, 10, 11]], "the second prompt is the first one"
     assert rows.sees()[1].int().tolist()[4] == [0, 0, 0, 0, 1]  # padding attends to itself
 
 
@@ -108,6 +110,43 @@ def test_packed_and_padded_agree_in_value_and_gradient(
     torch.testing.assert_close(found[0][0], found[1][0], atol=1e-5, rtol=0)
     largest = max(float(g.abs().max()) for g in found[1][1])
     assert max(float((a - b).abs().max()) for a, b in zip(found[0][1], found[1][1], strict=True)) < 1e-5 * largest
+
+
+def test_a_gemma_computes_no_padding_and_no_prompt_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "WIDTH", 6)
+    model = base("gemma").model
+    packed = pack(batch())
+    assert packed.real > 24 and packed.tokens.numel() > packed.real
+    states, number = gemma_states(model, packed)
+    assert len(states) == len([2, 10, 11]) + len([2, 20]) + len([2, 30, 31, 32, 33]) + sum(map(len, ANSWERS)) == 24
+    places = number[packed.index]
+    assert len(places[:, 1:].unique()) <= 24 and places[0, 0] == places[2, 0] == places[4, 0] != places[1, 0]
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "llama", "training"])
+def test_who_does_not_take_a_gemmas_own_way(kind: str) -> None:
+    model = base("llama" if kind == "llama" else "gemma").model
+    assert is_plain(model) == (kind != "llama")
+    assert not is_plain(model.bfloat16() if kind == "bfloat16" else model.train())
+
+
+def test_a_planted_loss_of_a_repeated_prompts_gradient_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands again adds its gradient to what stood first."""
+    monkeypatch.setattr(packing, "WIDTH", 6)
+    found = []
+    for planted in (False, True):
+        if planted:
+            monkeypatch.setattr(
+                gemma._Laid, "backward", staticmethod(
+                    lambda ctx, up: (up.index_select(0, ctx.saved_tensors[1]), None, None, None)
+                )
+            )
+        model = base("gemma")
+        model.packing.agrees = True
+        with model.role("policy", train=True):
+            model.logprobs(batch(), 1.0)[0].sum().backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters_of("policy")]))
+    assert float((found[0] - found[1]).abs().max()) > 1e-3 * float(found[0].abs().max())
 
 
 @pytest.mark.parametrize("name", BASES)

@@ -31,8 +31,9 @@ TRAINING = SimpleNamespace(
 )
 
 
+@pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_chunks_give_the_naive_value_and_gradient_at_256000(temperature: float) -> None:
+def test_chunks_give_the_naive_value_and_gradient_at_256000(temperature: float, frozen: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(WIDE, 16, generator=generator) / 4
     start = torch.randn(70, 16, generator=generator)
@@ -47,7 +48,7 @@ def test_chunks_give_the_naive_value_and_gradient_at_256000(temperature: float) 
             spread = entropy(logits.detach()[None], temperature)[0]
         else:
             size = positions_at_a_time(WIDE)
-            values, spread = chunked_logprobs(hidden, tokens, lambda h: h @ weight.T, temperature, size)
+            values, spread = chunked_logprobs(hidden, tokens, lambda h: h @ weight.T, temperature, size, frozen)
         (values * chosen).sum().backward()
         found.append((values.detach(), spread, hidden.grad))
     torch.testing.assert_close(found[1][0], found[0][0], atol=1e-6, rtol=1e-6)

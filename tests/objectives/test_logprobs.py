@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gemma_alignment.objectives.logprobs import entropy, token_logprobs
+from gemma_alignment.objectives.logprobs import entropy, logprobs_with_gradient, token_logprobs
 
 
 def _logits(shape=(3, 5, 40), scale=3.0, seed=0):
@@ -119,3 +119,17 @@ def _unnormalised(logits, tokens, temperature=1.0):
 def test_planted_bug_is_caught(test, wrong):
     with pytest.raises(AssertionError):
         test(token_logprobs=wrong)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_gradient_beside_the_log_probabilities_is_that_of_autograd(temperature):
+    logits = torch.randn(5, 6, generator=torch.Generator().manual_seed(4))
+    logits[0, 3] = -torch.inf
+    logits.requires_grad_()
+    tokens = torch.tensor([0, 1, 2, 3, 5])
+    expected = token_logprobs(logits[None], tokens[None], temperature)[0]
+    (gradient,) = torch.autograd.grad(expected.sum(), logits)
+    chosen, spread, found = logprobs_with_gradient(logits.detach(), tokens, temperature)
+    assert torch.allclose(chosen, expected, atol=1e-6)
+    assert torch.allclose(spread, entropy(logits.detach()[None], temperature)[0], atol=1e-6)
+    assert torch.allclose(found, gradient, atol=1e-6)

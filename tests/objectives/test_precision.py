@@ -18,7 +18,7 @@ from gemma_alignment.objectives.advantages import (
     leave_one_out,
 )
 from gemma_alignment.objectives.kl import k1, k2, k3
-from gemma_alignment.objectives.logprobs import entropy, token_logprobs
+from gemma_alignment.objectives.logprobs import entropy, logprobs_with_gradient, token_logprobs
 from gemma_alignment.objectives.losses import (
     bradley_terry,
     clipped_surrogate,
@@ -53,6 +53,11 @@ CASES = {
     "whiten": (lambda a: whiten(a, MASK), (A,), 5e-6),
     "token_logprobs": (lambda x: token_logprobs(x, TOKENS, 0.7), (LOGITS,), 1e-5),
     "entropy": (lambda x: entropy(x, 0.7), (LOGITS,), 1e-5),
+    "logprobs_with_gradient": (
+        lambda x: torch.cat([part.reshape(ROWS * 8, -1) for part in logprobs_with_gradient(
+            x.reshape(ROWS * 8, 64), TOKENS.reshape(-1), 0.7
+        )], 1), (LOGITS,), 1e-5,
+    ),
     "k1": (k1, (A, B), 1e-6),
     "k2": (k2, (A, B), 1e-6),
     "k3": (k3, (A, B), 1e-6),

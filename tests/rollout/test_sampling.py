@@ -26,13 +26,14 @@ def test_draw_inverts_the_cumulative_distribution() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0]]).log_softmax(-1)
     p = logits.exp()[0].tolist()
     for u, expected in ((0.0, 0), (p[0] - 1e-3, 0), (p[0] + 1e-3, 1), (p[0] + p[1] + 1e-3, 2), (1 - 1e-6, 2)):
-        assert int(draw(logits, torch.tensor([u]), 1.0)) == expected
+        assert int(draw(logits, torch.tensor([u]), 1.0)[0]) == expected
 
 
 def test_draw_has_the_softmax_frequencies() -> None:
     logits = torch.tensor([0.3, -1.0, 1.2, 0.0, 0.7])
     uniform = torch.rand(20_000, generator=torch.Generator().manual_seed(1))
-    tokens = draw(logits.expand(20_000, 5), uniform, 0.7)
+    tokens, logprobs = draw(logits.expand(20_000, 5), uniform, 0.7)
+    torch.testing.assert_close(logprobs, (logits / 0.7).log_softmax(0)[tokens], atol=1e-6, rtol=0)
     expected = torch.softmax(logits.double() / 0.7, -1) * 20_000
     p = stats.chisquare(torch.bincount(tokens, minlength=5).double(), expected / expected.sum() * 20_000).pvalue
     assert p > 1e-3

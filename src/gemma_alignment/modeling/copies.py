@@ -91,8 +91,8 @@ class SeparateCopies:
         """Adam over what training this role changes."""
         return self.holder(name).adam(name, rate, epsilon)
 
-    def logprobs(self, batch: HasSequences, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropies (B, T) of the response tokens in the active role."""
+    def logprobs(self, batch: HasSequences, temperature: float) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities (B, T) of the response tokens in the active role; in training their entropies."""
         return self._current.logprobs(batch, temperature)
 
     def values(self, batch: HasSequences) -> Tensor:

@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gemma_alignment.objectives.logprobs import entropy, token_logprobs
+from gemma_alignment.objectives.logprobs import entropy, logprobs_with_gradient, token_logprobs
 
-POSITIONS = 2048
+POSITIONS = 512
 """Most positions whose logits exist at a time."""
 LOGITS = 2**23
 """Most logits that exist at a time: 32 MiB a copy in fp32, 32 positions of a vocabulary of 256,000."""
@@ -49,29 +50,55 @@ class ScalarHead(nn.Module):
 
 
 def chunked_logprobs(
-    hidden: Tensor, tokens: Tensor, head: Callable[[Tensor], Tensor], temperature: float, chunk: int
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies of ``tokens`` without ever holding all logits.
+    hidden: Tensor, tokens: Tensor, head: Callable[[Tensor], Tensor], temperature: float, chunk: int, frozen: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities (N,) of ``tokens`` without ever holding all logits, and the entropies (N,).
 
-    The hidden states (N, d) go through the head ``chunk`` positions at a time; where gradients are
-    needed and more than one chunk exists, each chunk is recomputed in the backward pass, so that at
-    most ``chunk`` × V logits exist at any time. The entropy carries no gradient.
+    The hidden states (N, d) go through the head ``chunk`` positions at a time. The entropies carry no gradient, and
+    are None where no gradient is asked for: training alone reports them.
 
-    Returns: two tensors (N,).
+    Args:
+        frozen: whether nothing in the head is trained. Then the gradient of the states is formed while the logits
+            are there, and the backward pass needs none; otherwise each chunk is recomputed in the backward pass.
     """
+    parts = [(hidden[start : start + chunk], tokens[start : start + chunk]) for start in range(0, len(tokens), chunk)]
+    if not torch.is_grad_enabled():
+        return torch.cat([_logprobs(head, *part, temperature) for part in parts]), None
+    if frozen:
+        found = _FrozenHead.apply(hidden, tokens, head, temperature, chunk)
+        return cast(tuple[Tensor, Tensor], found)
+    logprobs = torch.cat([checkpoint(_logprobs, head, *part, temperature, use_reentrant=False) for part in parts])
+    with torch.no_grad():
+        return logprobs, torch.cat([entropy(head(states)[None], temperature)[0] for states, _ in parts])
 
-    def piece(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head(states)
-        with torch.no_grad():
-            spread = entropy(logits.detach()[None], temperature)[0]
-        return token_logprobs(logits[None], targets[None], temperature)[0], spread
 
-    parts = []
-    for start in range(0, hidden.shape[0], chunk):
-        states, targets = hidden[start : start + chunk], tokens[start : start + chunk]
-        if torch.is_grad_enabled() and hidden.shape[0] > chunk:
-            parts.append(checkpoint(piece, states, targets, use_reentrant=False))
-        else:
-            parts.append(piece(states, targets))
-    logprobs, entropies = zip(*parts, strict=True)
-    return torch.cat(logprobs), torch.cat(entropies)
+def _logprobs(head: Callable[[Tensor], Tensor], states: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+    return token_logprobs(head(states)[None], tokens[None], temperature)[0]
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Log-probabilities and entropies; the gradient of every state is formed in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, tokens: Tensor, head: Callable[[Tensor], Tensor], temperature: float, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        logprobs, entropies = (torch.empty(len(tokens), device=hidden.device) for _ in range(2))
+        gradients = torch.empty_like(hidden)
+        for start in range(0, len(tokens), chunk):
+            part = slice(start, start + chunk)
+            states = hidden[part].detach().requires_grad_()
+            with torch.enable_grad():
+                logits = head(states)
+            found = logprobs_with_gradient(logits.detach(), tokens[part], temperature)
+            logprobs[part], entropies[part] = found[:2]
+            logits.backward(found[2].to(logits.dtype))
+            gradients[part] = cast(Tensor, states.grad)
+        ctx.save_for_backward(gradients)
+        ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (gradients,) = ctx.saved_tensors
+        return (upstream[0][:, None] * gradients).to(gradients.dtype), None, None, None, None

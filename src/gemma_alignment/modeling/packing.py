@@ -34,8 +34,10 @@ class Packed:
     """(R, L) number of the group in its row; −1 is padding."""
     response: Tensor
     """(R, L) number of the response in its group; 0 is the prompt."""
+    first: Tensor
+    """(R, L) the place, counted through all rows, where the same position stands first: a prompt may stand again."""
     index: Tensor
-    """(B, T + 1) flat positions: column t is the state that response token t is predicted from."""
+    """(B, T + 1) places: column t is that of the state that response token t is predicted from."""
 
     @property
     def real(self) -> int:
@@ -71,27 +73,56 @@ class _Group:
 
 def pack(batch: HasSequences) -> Packed:
     """Group the rows of a padded batch by their prompts and lay the groups into rows."""
-    prompts = [tuple(row[m].tolist()) for row, m in zip(batch.prompt_tokens, batch.prompt_mask, strict=True)]
-    responses = [row[m].tolist() for row, m in zip(batch.response_tokens, batch.response_mask, strict=True)]
+    prompts = _real(batch.prompt_tokens, batch.prompt_mask, left=True)
+    responses = _real(batch.response_tokens, batch.response_mask, left=False)
     rows = _first_fit(_groups(prompts, responses))
     width = max(sum(group.size for group in row) for row in rows)
-    tokens, positions, response = torch.zeros((3, len(rows), width), dtype=torch.long)
-    group = torch.full((len(rows), width), -1)
+    laid = [_lay(row, responses, width) for row in rows]
+    tokens, positions, group, response = torch.tensor([one for one, _ in laid]).unbind(1)
+    first = torch.arange(len(rows) * width)
     index = torch.zeros((len(prompts), batch.response_mask.shape[1] + 1), dtype=torch.long)
-    for r, row in enumerate(rows):
-        at = 0
-        for g, one in enumerate(row):
-            asked = r * width + at + len(one.prompt) - 1
-            for k, part in enumerate([list(one.prompt), *(responses[i] for i in one.rows)]):
-                here, start = slice(at, at + len(part)), len(one.prompt) if k else 0
-                tokens[r, here] = torch.tensor(part, dtype=torch.long)
-                positions[r, here] = torch.arange(start, start + len(part))
-                group[r, here], response[r, here] = g, k
-                if k:
-                    states = torch.arange(r * width + at, r * width + at + len(part))
-                    index[one.rows[k - 1], : len(part) + 1] = torch.cat([torch.tensor([asked]), states])
-                at += len(part)
-    return Packed(tokens, positions, group, response, index)
+    stood: dict[tuple[int, ...], int] = {}
+    for r, (row, (_, starts)) in enumerate(zip(rows, laid, strict=True)):
+        for one, (start, *answers) in zip(row, starts, strict=True):
+            place, end = r * width + start, r * width + start + len(one.prompt)
+            before = stood.setdefault(one.prompt, place)
+            first[place:end] = torch.arange(before, before + len(one.prompt))
+            for i, answer in zip(one.rows, answers, strict=True):
+                index[i, 0] = end - 1
+                index[i, 1 : len(responses[i]) + 1] = torch.arange(answer, answer + len(responses[i])) + r * width
+    return Packed(tokens, positions, group, response, first.view(len(rows), width), index)
+
+
+def _real(tokens: Tensor, mask: Tensor, left: bool) -> list[tuple[int, ...]]:
+    """The ids of every row without its padding."""
+    sizes, width = mask.sum(1).tolist(), mask.shape[1]
+    return [
+        tuple(row[width - size :] if left else row[:size])
+        for row, size in zip(tokens.tolist(), sizes, strict=True)
+    ]  # fmt: skip
+
+
+def _lay(
+    row: Sequence["_Group"], responses: Sequence[tuple[int, ...]], width: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """One row: tokens, position ids, group and response numbers; where every group's prompt and responses begin."""
+    tokens: list[int] = []
+    positions: list[int] = []
+    group: list[int] = []
+    response: list[int] = []
+    starts = []
+    for g, one in enumerate(row):
+        begins = []
+        for k, part in enumerate([one.prompt, *(responses[i] for i in one.rows)]):
+            begins.append(len(tokens))
+            start = len(one.prompt) if k else 0
+            tokens += part
+            positions += range(start, start + len(part))
+            group += [g] * len(part)
+            response += [k] * len(part)
+        starts.append(begins)
+    empty = width - len(tokens)
+    return [tokens + [0] * empty, positions + [0] * empty, group + [-1] * empty, response + [0] * empty], starts
 
 
 def _groups(prompts: Sequence[tuple[int, ...]], responses: Sequence[Sequence[int]]) -> list[_Group]:

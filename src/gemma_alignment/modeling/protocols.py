@@ -24,8 +24,8 @@ class RoleModel(Protocol):
     def role(self, name: Role, train: bool = False) -> AbstractContextManager[None]:
         """Play a role for a forward and its backward."""
 
-    def logprobs(self, batch: HasSequences, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropies (B, T) of the response tokens in the active role."""
+    def logprobs(self, batch: HasSequences, temperature: float) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities (B, T) of the response tokens in the active role; in training their entropies."""
 
     def values(self, batch: HasSequences) -> Tensor:
         """The critic's estimate (B, T) before each response token."""

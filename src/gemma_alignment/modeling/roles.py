@@ -24,8 +24,10 @@ from gemma_alignment.modeling.adapters import (
     read_head,
     unusable,
 )
+from gemma_alignment.modeling.decoding import lay_side_by_side
 from gemma_alignment.modeling.embedding import Int8Head
 from gemma_alignment.modeling.heads import ScalarHead, chunked_logprobs, positions_at_a_time
+from gemma_alignment.modeling.lora import adapted_layers, quicken, without_adapters
 from gemma_alignment.modeling.merging import empty_copy, write_merged
 from gemma_alignment.modeling.optimizers import Kind, adam
 from gemma_alignment.modeling.protocols import Role
@@ -43,6 +45,8 @@ class SharedBase:
         self.model = base
         self.peft: Any = None
         self.heads: dict[str, ScalarHead] = {}
+        self._own: dict[str, dict[str, nn.Parameter]] = {}
+        self._layers: list[Any] = []
         self._lora = lora
         self._seed = seed
         self._active: Role | None = None
@@ -110,6 +114,12 @@ class SharedBase:
                 self.device
             )
         self.peft.requires_grad_(False)
+        self._layers = adapted_layers(self.peft)
+        quicken(self._layers)
+        self._own[name] = {
+            **{key: p for key, p in self.peft.named_parameters() if f".{name}." in key},
+            **(dict(self.heads[name].named_parameters("head")) if name in self.heads else {}),
+        }
 
     @contextmanager
     def role(self, name: Role, train: bool = False) -> Iterator[None]:
@@ -127,11 +137,8 @@ class SharedBase:
         try:
             with torch.set_grad_enabled(train):
                 if name == "reference" and not self._chained:
-                    if self.peft is None:
+                    with without_adapters(self._layers):
                         yield
-                    else:
-                        with self.peft.disable_adapter():
-                            yield
                 else:
                     self._activate(name)
                     self._prepare(name, train)
@@ -140,15 +147,22 @@ class SharedBase:
                     self._check_unswitched(name, active)
         finally:
             self._active = None
-            if self.peft is not None:
-                self.peft.requires_grad_(False)
+            self._freeze()
+            if self.model.training:
                 self.model.eval()
 
+    def _freeze(self) -> None:
+        """Nothing trains outside of a role, whatever PEFT switched on: walking its modules would take longer."""
+        for own in self._own.values():
+            for parameter in own.values():
+                parameter.requires_grad_(False)
+
     def _activate(self, name: Role) -> None:
-        if self._chained and name in self.heads:
-            self.peft.base_model.set_adapter(["reference", name])  # their sum; only the second one trains
-        else:
-            self.peft.set_adapter(name)
+        wanted = ["reference", name] if self._chained and name in self.heads else [name]
+        if self._adapters() != wanted:
+            self.peft.base_model.active_adapter = wanted  # of two their sum; only the second one trains
+            for layer in self._layers:
+                layer.set_adapter(wanted)
 
     def _check_unswitched(self, name: Role, active: list[str]) -> None:
         """At the end of a role: the same adapters are active as at its beginning."""
@@ -160,7 +174,7 @@ class SharedBase:
             )
 
     def _prepare(self, name: Role, train: bool) -> None:
-        self.peft.requires_grad_(False)
+        self._freeze()
         for parameter in self.parameters_of(name):
             parameter.requires_grad_(train)
         if self._checkpointing and train:
@@ -172,9 +186,7 @@ class SharedBase:
 
     def named_parameters_of(self, name: Role) -> dict[str, nn.Parameter]:
         """The tensors that training this role changes: its adapter's and, as ``head.…``, its head's."""
-        own = {key: p for key, p in self.peft.named_parameters() if f".{name}." in key}
-        head = self.heads[name].named_parameters("head") if name in self.heads else ()
-        return {**own, **dict(head)}
+        return dict(self._own[name])
 
     def parameters_of(self, name: Role) -> list[nn.Parameter]:
         """The same without names."""
@@ -221,15 +233,16 @@ class SharedBase:
         """How many positions' logits may exist at once."""
         return positions_at_a_time(self.model.config.get_text_config().vocab_size)
 
-    def logprobs(self, batch: HasSequences, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropies (B, T) of the response tokens, 0 where the mask is False."""
+    def logprobs(self, batch: HasSequences, temperature: float) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities (B, T) of the response tokens, 0 where the mask is False; in training their entropies."""
         states = self._hidden(batch)[:, :-1]
         mask = batch.response_mask.to(self.device)
         tokens = batch.response_tokens.to(self.device)[mask]
         self._count(self._head_size, len(tokens))
-        found, spread = chunked_logprobs(states[mask], tokens, self.head, temperature, self.positions_at_a_time)
+        frozen = not any(p.requires_grad for p in self.model.get_output_embeddings().parameters())
+        found, spread = chunked_logprobs(states[mask], tokens, self.head, temperature, self.positions_at_a_time, frozen)
         zeros = torch.zeros(mask.shape, device=self.device)
-        return zeros.masked_scatter(mask, found), zeros.masked_scatter(mask, spread)
+        return zeros.masked_scatter(mask, found), None if spread is None else zeros.masked_scatter(mask, spread)
 
     def response_states(self, batch: HasSequences) -> Tensor:
         """Hidden states (N, d) that the real response tokens are predicted from."""
@@ -264,7 +277,7 @@ class SharedBase:
                 yield self.model
             else:
                 if self._merged is None:
-                    self._merged = empty_copy(self.model, self.model.dtype)
+                    self._merged = lay_side_by_side(empty_copy(self.model, self.model.dtype))
                 bare = role == "reference" and not self._chained
                 yield write_merged(self.model, None if bare else role, self._merged)
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gemma_alignment.modeling.gemma import gemma_states, is_plain
 from gemma_alignment.modeling.packing import masks_for, pack
 from gemma_alignment.modeling.sequences import HasSequences
 
@@ -58,11 +59,19 @@ def padded_states(model: Any, batch: HasSequences) -> tuple[Tensor, int]:
 def packed_states(model: Any, batch: HasSequences) -> tuple[Tensor, int]:
     """The same with each distinct prompt computed once."""
     packed = pack(batch).to(model.device)
+    if is_plain(model):
+        states, number = gemma_states(model, packed)
+        return _taken(states, number[packed.index]), len(states)
     states = model.base_model(
         input_ids=packed.tokens, position_ids=packed.positions, use_cache=False,
         attention_mask=masks_for(model.config.get_text_config(), packed, model.dtype),
     ).last_hidden_state  # fmt: skip
-    return states.flatten(0, 1)[packed.index], packed.real
+    return _taken(states.flatten(0, 1), packed.index), packed.real
+
+
+def _taken(states: Tensor, index: Tensor) -> Tensor:
+    """(B, T + 1, d) of states (N, d); not by brackets, whose gradient is slow."""
+    return states.index_select(0, index.flatten()).view(*index.shape, -1)
 
 
 @torch.no_grad()

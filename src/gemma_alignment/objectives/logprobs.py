@@ -35,7 +35,23 @@ def entropy(logits: Float[Tensor, "B T V"], temperature: Number = 1.0) -> Float[
     return -(probabilities * logprobs.masked_fill(probabilities == 0, 0.0)).sum(-1)
 
 
-def _log_softmax(logits: Float[Tensor, "B T V"], temperature: Number) -> Float[Tensor, "B T V"]:
+def logprobs_with_gradient(
+    logits: Float[Tensor, "N V"], tokens: Int[Tensor, " N"], temperature: Number = 1.0
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"], Float[Tensor, "N V"]]:
+    """Log-probability and entropy as above, and ∂ log π(token) / ∂ logits = (1[v = token] − π_v) / temperature.
+
+    Raises:
+        ValueError: when the temperature is not above 0.
+    """
+    logprobs = _log_softmax(logits, temperature)
+    chosen = logprobs.gather(1, tokens.long()[:, None])
+    probabilities = logprobs.exp()
+    spread = -torch.linalg.vecdot(probabilities, logprobs.clamp_(min=torch.finfo(logprobs.dtype).min))
+    gradient = probabilities.neg_().scatter_add_(1, tokens.long()[:, None], torch.ones_like(chosen))
+    return chosen[:, 0], spread, gradient.div_(temperature) if temperature != 1 else gradient
+
+
+def _log_softmax(logits: Float[Tensor, "*shape V"], temperature: Number) -> Float[Tensor, "*shape V"]:
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}, but must be above 0")
     return torch.log_softmax(at_least_float32(logits) / temperature, dim=-1)

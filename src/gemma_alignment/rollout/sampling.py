@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gemma_alignment.modeling.heads import prompts_at_a_time
+from gemma_alignment.modeling.decoding import cached
 from gemma_alignment.modeling.sequences import Sequences, pad
-from gemma_alignment.objectives.logprobs import token_logprobs
 
 COMPACT_BELOW = 0.75  # rebuild the batch when fewer rows than this are still alive
 
@@ -33,16 +32,19 @@ class Rollout:
     """Forward passes of one position that decoding took, prompts included once."""
 
 
-def draw(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
-    """Tokens (B,) from logits (B, V): the inverse of the cumulative distribution at ``uniform`` (B,).
+def draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Tokens (B,) from logits (B, V), the inverse of the cumulative distribution at ``uniform`` (B,); their log p.
 
-    Temperature 0 takes the largest logit.
+    Temperature 0 takes the largest logit; its log-probability is that of temperature 1.
     """
+    probabilities = torch.softmax(logits.float() / (temperature or 1.0), -1)
     if temperature == 0:
-        return logits.argmax(-1)
-    cumulative = torch.softmax(logits.float() / temperature, -1).cumsum(-1)
-    threshold = uniform.to(logits.device, torch.float32) * cumulative[:, -1]
-    return torch.searchsorted(cumulative, threshold[:, None], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+        tokens = logits.argmax(-1)
+    else:
+        cumulative = probabilities.cumsum(-1)
+        threshold = uniform.to(logits.device, torch.float32) * cumulative[:, -1]
+        tokens = torch.searchsorted(cumulative, threshold[:, None], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+    return tokens, probabilities.gather(1, tokens[:, None])[:, 0].log()
 
 
 @torch.no_grad()
@@ -98,6 +100,7 @@ def sample(
     return Rollout(batch, likely[:, : batch.response_mask.shape[1]], ended, decoded)
 
 
+@torch.inference_mode()
 def _decode(
     model: Any, prompts: list[Sequence[int]], group_size: int, uniforms: Tensor, temperature: float,
     stop_ids: tuple[int, ...], pad_id: int,
@@ -106,67 +109,28 @@ def _decode(
 
     Returns: the responses, their tokens' log-probabilities (0 after the end), and the positions computed.
     """
-    device = model.device
+    device, steps = model.device, uniforms.shape[1]
     tokens, mask = pad(prompts, pad_id, left=True)
-    mask = mask.long().to(device)
-    cache, first = _prefill(model, tokens.to(device), mask)
     count = int(mask.sum())
-    cache.batch_repeat_interleave(group_size)
-    mask = mask.repeat_interleave(group_size, 0)
-    logits = first.repeat_interleave(group_size, 0)
-    position = mask.sum(1)
-    alive = torch.arange(mask.shape[0], device=device)
-    stops = torch.tensor(stop_ids, device=device)
-    steps = uniforms.shape[1]
+    cache = cached(model)
+    logits = cache.prefill(tokens.to(device), mask.long().to(device), group_size, steps)
+    uniforms, stops = uniforms.to(device), torch.tensor(stop_ids, device=device)
     written = torch.full(uniforms.shape, -1, dtype=torch.long, device=device)
     likely = torch.zeros(uniforms.shape, device=device)
+    alive = torch.arange(len(uniforms), device=device)
     done = torch.zeros(len(alive), dtype=torch.bool, device=device)
     for step in range(steps):
-        token = draw(logits, uniforms[alive.cpu(), step], temperature)
-        written[alive[~done], step] = token[~done]
-        likely[alive, step] = _logprob(logits, token, temperature).masked_fill(done, 0.0)
+        token, logprob = draw(logits, uniforms[alive, step], temperature)
+        written[alive, step] = token.masked_fill(done, -1)
+        likely[alive, step] = logprob.masked_fill(done, 0.0)
         done = done | torch.isin(token, stops)
-        if step + 1 == steps or bool(done.all()):
+        left = len(alive) - int(done.sum())
+        if step + 1 == steps or left == 0:
             break
-        if float((~done).float().mean()) <= COMPACT_BELOW:
+        if left <= COMPACT_BELOW * len(alive):
             keep = (~done).nonzero()[:, 0]
-            cache.batch_select_indices(keep)
-            alive, token, position, mask, done = alive[keep], token[keep], position[keep], mask[keep], done[keep]
-        mask = torch.cat([mask, mask.new_ones((len(alive), 1))], 1)
-        out = model(
-            input_ids=token[:, None], attention_mask=mask, position_ids=position[:, None], past_key_values=cache,
-            use_cache=True,
-        )  # fmt: skip
+            cache.keep(keep)
+            alive, token, done = alive[keep], token[keep], done[keep]
+        logits = cache.step(token)
         count += len(alive)
-        position = position + 1
-        logits = out.logits[:, -1]
     return [[t for t in row if t >= 0] for row in written.tolist()], likely.cpu(), count
-
-
-def _prefill(model: Any, tokens: Tensor, mask: Tensor) -> tuple[Any, Tensor]:
-    """The cache of prompts (N, P) and the logits (N, V) after each; a few prompts in a pass where the MLP is wide."""
-    from transformers import DynamicCache
-
-    config = model.config.get_text_config()
-    wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    size = prompts_at_a_time(tokens.shape[1], wide)
-    caches: list[Any] = []
-    logits = []
-    for ids, real in zip(tokens.split(size), mask.split(size), strict=True):
-        caches.append(DynamicCache(config=model.config))
-        out = model(
-            input_ids=ids, attention_mask=real, position_ids=(real.cumsum(1) - 1).clamp(min=0),
-            past_key_values=caches[-1], use_cache=True, logits_to_keep=1,
-        )  # fmt: skip
-        logits.append(out.logits[:, -1])
-    whole, *others = caches
-    if others:
-        for number, layer in enumerate(whole.layers):
-            layer.keys = torch.cat([one.layers[number].keys for one in caches])
-            layer.values = torch.cat([one.layers[number].values for one in caches])
-    return whole, torch.cat(logits)
-
-
-def _logprob(logits: Tensor, token: Tensor, temperature: float) -> Tensor:
-    """(B,) of drawn tokens; greedy ones at temperature 1."""
-    return token_logprobs(logits[:, None], token[:, None], temperature or 1.0)[:, 0]

@@ -43,4 +43,4 @@ def _loss(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
         return torch.nn.functional.cross_entropy(model(**asked).logits[real], targets)
     states = model.base_model(**asked).last_hidden_state[real]
     head = model.get_output_embeddings()
-    return -chunked_logprobs(states, targets, head, 1.0, positions_at_a_time(vocabulary))[0].mean()
+    return -chunked_logprobs(states, targets, head, 1.0, positions_at_a_time(vocabulary), frozen=False)[0].mean()
