@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_NUM_THREADS := 1
 export PYTHONWARNINGS ?= ignore
 
-.PHONY: install study test lint audit mutate soak bench ui viz
+.PHONY: install study test slow lint audit mutate soak bench ui viz
 
 .venv/.base: pyproject.toml requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -39,6 +39,9 @@ study: .venv/.base  ## the whole embedded study; QUICK=1: one seed, small
 
 test: .venv/.test  ## the test suite, a process a core; WORKERS=0: in one
 	$(BIN)/python -m pytest -n $(or $(WORKERS),2) $(ARGS)
+
+slow: .venv/.test .venv/.viz  ## the tests that take minutes each and are in no gate: before a release; ARGS=tests/test_readme.py for a part
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: .venv/.test  ## style, types, who may import whom, known vulnerabilities (AUDIT=0: those not looked up)
 	$(BIN)/ruff check src tests

@@ -6,6 +6,7 @@ SIGKILL inside the function that a test names: nothing is cleaned up, as when th
 
 import itertools
 import json
+import os
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -146,8 +147,8 @@ def test_going_on_after_any_iteration_equals_never_having_stopped(
         pytest.param(policy_optimization, "clipped", 12, id="between the steps of an iteration"),
         pytest.param(policy_optimization, "evaluate_policy", 2, id="in an evaluation"),
         pytest.param(RunLog, "_write", 11, id="between the line files"),
-        pytest.param(checkpoint_store.os, "fsync", 17, id="in the middle of a checkpoint"),
-        pytest.param(checkpoint_store.os, "fsync", 21, id="before a checkpoint gets its name"),
+        pytest.param(os, "fsync", 17, id="in the middle of a checkpoint"),
+        pytest.param(os, "fsync", 21, id="before a checkpoint gets its name"),
         pytest.param(checkpoint_store, "discard", 2, id="before an old checkpoint is removed"),
     ],
 )
