@@ -116,8 +116,9 @@ def test_the_verdict_takes_the_wider_bound_of_each_kind(made):
     _, c = made()
     block = c["win_rates"]["ppo_vs_grpo"]["crossed"]
     low, high = widest(block)
-    assert low == min(block["over_prompts"]["low"], block["over_seeds"]["low"])
-    assert high == max(block["over_prompts"]["high"], block["over_seeds"]["high"])
+    kinds = ("over_prompts", "over_seeds", "jointly")
+    assert low == min(block[kind]["low"] for kind in kinds)
+    assert high == max(block[kind]["high"] for kind in kinds)
     assert (c["verdict"]["low"], c["verdict"]["high"]) == (low, high)
 
 
@@ -128,6 +129,7 @@ def test_seeds_of_one_rate_leave_no_interval_for_new_seeds():
         "seeds": 2,
         "over_prompts": {"low": rate.prompt_low, "high": rate.prompt_high},
         "over_seeds": {"low": rate.seed_low, "high": rate.seed_high},
+        "jointly": {"low": rate.joint_low, "high": rate.joint_high},
     }
     assert rate.seed_low is None
     assert rate.prompt_low is not None
@@ -333,7 +335,7 @@ def test_a_report_that_shows_nothing_is_refused():
 def test_the_verdict_compares_the_rate_with_one_half(low, high, word):
     inner = {"low": 0.5, "high": 0.5}
     crossed_block = {"seeds": 3, "estimate": 0.5, "reason": None, "over_prompts": {"low": low, "high": high}}
-    crossed = {**crossed_block, "over_seeds": {"low": low, "high": high}}
+    crossed = {**crossed_block, "over_seeds": {"low": low, "high": high}, "jointly": {"low": low, "high": high}}
     rates = {"ppo_vs_grpo": {"crossed": crossed, "if_missing": {"missing": 0, "of": 300}}}
     protocol = build(ProtocolParameters, PROTOCOL, "protocol")
     verdict = verdict_block({"win_rates": rates, "metrics": {}}, protocol)
@@ -350,7 +352,8 @@ def test_each_interval_of_a_win_rate_is_the_one_its_label_names(made):
     prompts = [p for p in results[42] if all(results[s][p] for s in (42, 123, 777))]
     expected = crossed([[points[results[s][p]] for p in prompts] for s in (42, 123, 777)])
     block = c["win_rates"]["ppo_vs_grpo"]["crossed"]
-    found = [block[kind][end] for kind in ("over_prompts", "over_seeds", "over_both") for end in ("low", "high")]
+    kinds = ("over_prompts", "over_seeds", "over_both", "jointly")
+    found = [block[kind][end] for kind in kinds for end in ("low", "high")]
     assert found == [
         expected.prompt_low,
         expected.prompt_high,
@@ -358,7 +361,10 @@ def test_each_interval_of_a_win_rate_is_the_one_its_label_names(made):
         expected.seed_high,
         expected.two_way_low,
         expected.two_way_high,
+        expected.joint_low,
+        expected.joint_high,
     ]
+    assert block["jointly"]["df"] == expected.joint_df
     assert block["estimate"] == expected.rate
 
 

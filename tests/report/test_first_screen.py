@@ -65,6 +65,9 @@ def test_what_is_not_judged_speaks_of_the_score_and_of_these_prompts_alone(word,
 def test_seeds_of_one_and_the_same_rate_say_nothing_of_new_seeds():
     prompts = {"low": 0.55, "high": 0.62, "reason": None}
     seeds = {"low": 0.52, "high": 0.65, "reason": None}
-    assert widest({"seeds": 3, "over_prompts": prompts, "over_seeds": seeds}) == (0.52, 0.65)
+    both = {"low": 0.53, "high": 0.64, "reason": None}
+    found = {"seeds": 3, "over_prompts": prompts, "over_seeds": seeds, "jointly": both}
+    assert widest(found) == (0.52, 0.65)
+    assert widest({**found, "jointly": {**both, "low": 0.51, "high": 0.66}}) == (0.51, 0.66)
     equal = {"low": None, "high": None, "reason": "no variance among the values"}
-    assert widest({"seeds": 3, "over_prompts": prompts, "over_seeds": equal}) == (None, None)
+    assert widest({**found, "over_seeds": equal}) == (None, None)

@@ -95,7 +95,8 @@ def test_the_bounds_are_those_of_the_filled_matrix():
     assert block["if_missing"]["lost"]["estimate"] == pytest.approx(lost.mean(), abs=1e-12)
     assert block["if_missing"]["won"]["estimate"] == pytest.approx(lost.mean() + 0.4, abs=1e-12)
     assert widest(block["if_missing"]["lost"]) == (
-        min(expected.prompt_low, expected.seed_low), max(expected.prompt_high, expected.seed_high),
+        min(expected.prompt_low, expected.seed_low, expected.joint_low),
+        max(expected.prompt_high, expected.seed_high, expected.joint_high),
     )  # fmt: skip
     assert judged(results(0, 30, 8))[0]["if_missing"] == {"missing": 0, "of": 300}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from known_answers import STORED
-from simulations import INTRODUCTION, Cell, simulate, table
+from simulations import INTRODUCTION, VERDICT, Cell, simulate, table
 
 from gemma_alignment.statistics.effect_size import cohens_d
 from gemma_alignment.statistics.tests import permutation
@@ -14,7 +14,8 @@ from gemma_alignment.statistics.tests import permutation
 DOCUMENT = Path(__file__).parents[2] / "docs" / "coverage.md"
 ROW = re.compile(r"^\| (.+?) \| (.+?) \| ([0-9.]+) \| ([0-9.]+) \| (\w+) \| (.+?) \|$", re.M)
 REQUIRED = ("Cohen’s d, noncentral t", "mean over seeds, Student t", "difference, Student t", "rate, t over seeds",
-            "rate, clustered by prompt", "proportion, Wilson", "win rate, tie-aware", "difference, Welch")  # fmt: skip
+            "rate, clustered by prompt", "proportion, Wilson", "win rate, tie-aware", "difference, Welch",
+            VERDICT)  # fmt: skip
 """What the table must hold to a bound."""
 
 

@@ -12,7 +12,7 @@ from known_answers import (
     TIES,
 )
 
-from gemma_alignment.statistics.intervals import t_interval, wilson
+from gemma_alignment.statistics.intervals import t_interval, t_quantile, wilson
 from gemma_alignment.statistics.win_rate import (
     crossed,
     crossed_mean,
@@ -122,10 +122,35 @@ def test_crossed_known_answers():
     assert (bootstrap.low, bootstrap.high) == pytest.approx((1 / 3, 0.9166666666666667), abs=EXACT)
 
 
+def test_the_joint_interval_adds_both_variances_and_has_satterthwaites_degrees_of_freedom():
+    """The variances of CROSSED are 7/216 and 7/576: df = 792² / (216² / 2 + 576² / 3)."""
+    r = crossed_mean(CROSSED)
+    assert (r.se_prompt**2, r.se_seed**2) == pytest.approx((7 / 216, 7 / 576))
+    assert r.joint_df == pytest.approx(792**2 / (216**2 / 2 + 576**2 / 3))
+    half = t_quantile(0.95, r.joint_df) * np.sqrt(7 / 216 + 7 / 576)
+    assert (r.joint_low, r.joint_high) == pytest.approx((2 / 3 - half, 2 / 3 + half))
+    assert (crossed(CROSSED).joint_low, crossed(CROSSED).joint_high) == pytest.approx((2 / 3 - half, 1.0))
+    turned = crossed_mean(np.transpose(CROSSED))
+    assert (turned.joint_low, turned.joint_high) == pytest.approx((r.joint_low, r.joint_high))
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 8])
+def test_where_one_kind_of_chance_is_missing_the_joint_interval_is_that_of_the_other(seeds):
+    values = np.random.default_rng(seeds).normal(size=(seeds, 30)) + 0.5 * np.arange(seeds)[:, None]
+    r = crossed_mean(values)
+    assert seeds - 1 <= r.joint_df <= seeds + 28
+    assert r.joint_high - r.rate > 1.96 * max(r.se_seed, r.se_prompt)
+    alike = crossed_mean(np.tile(values[0], (seeds, 1)))
+    assert (alike.joint_low, alike.joint_high) == pytest.approx((alike.prompt_low, alike.prompt_high))
+    alike = crossed_mean(np.tile(values[:, :1], (1, 30)))
+    assert (alike.joint_low, alike.joint_high) == pytest.approx((alike.seed_low, alike.seed_high))
+
+
 def test_one_seed_has_the_plain_standard_error():
     r = crossed([[1.0, 0.5, 0.0, 1.0, 1.0]])
     assert r.se_prompt == pytest.approx(summarize(3, 1, 1).sem, abs=1e-12)
     assert (r.seed_low, r.se_seed, r.se_two_way, r.two_way_low) == (None, None, None, None)
+    assert (r.joint_low, r.joint_high, r.joint_df) == (None, None, None)
     assert "n = 1" in r.reason
 
 
@@ -202,12 +227,14 @@ def test_two_seeds_of_two_prompts_are_enough_for_intervals():
         assert getattr(r, f"se_{kind}") == pytest.approx(0.25)
         assert (getattr(r, f"{kind}_low"), getattr(r, f"{kind}_high")) == pytest.approx((0.5 - half, 0.5 + half))
     assert r.two_way_high - r.rate == pytest.approx(12.706204736174694 * r.se_two_way)
+    assert r.joint_df == pytest.approx(2.0)  # two errors of one size with a degree of freedom each
+    assert r.joint_high - r.rate == pytest.approx(4.302652729911275 * 0.25 * 2**0.5)
 
 
 def test_certainty_is_not_claimed_from_no_variance():
     r = crossed([[1.0, 1.0], [1.0, 1.0]])
     assert r.rate == 1.0
-    assert (r.prompt_low, r.seed_low, r.two_way_low) == (None, None, None)
+    assert (r.prompt_low, r.seed_low, r.two_way_low, r.joint_low, r.joint_df) == (None, None, None, None, None)
     assert "prompts" in r.reason
 
 

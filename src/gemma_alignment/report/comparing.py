@@ -200,6 +200,14 @@ def crossed_block(
             "generalises_to": "new prompts and new seeds",
             "method": "two-way clustered, Student t on the smaller df; wide",
         },
+        "jointly": {
+            "low": rate.joint_low,
+            "high": rate.joint_high,
+            "df": rate.joint_df,
+            "unit_of_resampling": "prompt and seed",
+            "generalises_to": "new prompts and new seeds",
+            "method": "the two clustered variances added, Student t on Satterthwaite's df",
+        },
         "reason": rate.reason,
     }
 

@@ -56,13 +56,14 @@ def study_metrics(comparison: Mapping[str, Any]) -> dict[str, float]:
 
 
 def widest(crossed: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """The lower of the two lower bounds, over prompts and over seeds, and the higher of the upper ones.
+    """The lowest of the lower bounds, over prompts, over seeds and over both, and the highest of the upper ones.
 
     What is said of two methods must hold for new prompts and for new seeds; three rates that happen to
-    lie close together would otherwise claim more than their prompts can show. None with one seed, and
-    where one of the two does not exist: seeds of one and the same rate say nothing of new seeds.
+    lie close together would otherwise claim more than their prompts can show, and ten rates more than either
+    interval alone knows of. None with one seed, and where one of them does not exist: seeds of one and the same
+    rate say nothing of new seeds.
     """
-    intervals = [crossed[kind] for kind in ("over_prompts", "over_seeds")]
+    intervals = [crossed[kind] for kind in ("over_prompts", "over_seeds", "jointly")]
     if crossed["seeds"] < 2 or any(one["low"] is None for one in intervals):
         return None, None
     return min(one["low"] for one in intervals), max(one["high"] for one in intervals)
@@ -102,7 +103,7 @@ def _from_win_rate(block: Mapping[str, Any], protocol: ProtocolParameters) -> Bl
         "estimate": crossed["estimate"] if crossed else None,
         "low": low,
         "high": high,
-        "interval": "the wider end of the intervals over prompts and over seeds",
+        "interval": "the widest end of the intervals over prompts, over seeds and over both",
         "n": crossed["seeds"] if crossed else sum(one["rate"] is not None for one in block["per_seed"].values()),
         "margin": protocol.margin,
         "reason": reason,

@@ -112,6 +112,7 @@ def _if_missing(results: BySeedAndPrompt, confidence: float) -> Block:
                 "seeds": rate.seeds,
                 "over_prompts": {"low": rate.prompt_low, "high": rate.prompt_high},
                 "over_seeds": {"low": rate.seed_low, "high": rate.seed_high},
+                "jointly": {"low": rate.joint_low, "high": rate.joint_high},
                 "reason": rate.reason,
             }
     return block

@@ -17,7 +17,7 @@ def win_rates(comparison: Block) -> Html:
         Column("rate", True, "a tie counts one half; prompts with a verdict in every seed"),
         Column("new prompts, these models", True, "clustered by prompt; below it the bootstrap over prompts"),
         Column("new seeds, these prompts", True, "Student’s t over the seeds’ rates"),
-        Column("new prompts and seeds", True, "two-way clustered: wide"),
+        Column("new prompts and seeds", True, "both errors added; below it two-way, t on the smaller df: wide"),
         Column("rate at equal length", True, "what a fit leaves of the rate when both answers are equally long"),
         Column("seeds × prompts", True),
     ]
@@ -27,9 +27,9 @@ def win_rates(comparison: Block) -> Html:
 
 def _all_seeds(block: Block) -> list[Content]:
     total, crossed = block["total"], block["crossed"]
-    prompts, bootstrap, seeds, both = (
+    prompts, bootstrap, seeds, both, wide = (
         percent_bounds(crossed[kind]["low"], crossed[kind]["high"])
-        for kind in ("over_prompts", "over_prompts_bootstrap", "over_seeds", "over_both")
+        for kind in ("over_prompts", "over_prompts_bootstrap", "over_seeds", "jointly", "over_both")
     )
     return [
         pair_name(block["a"], block["b"]),
@@ -37,7 +37,7 @@ def _all_seeds(block: Block) -> list[Content]:
         h("b", percent(crossed["estimate"])),
         join([prompts, h("small", f"bootstrap {bootstrap}") if bootstrap != NONE else None]),
         seeds,
-        both,
+        join([both, h("small", wide) if wide != NONE else None]),
         _at_equal_length(block["at_equal_length"]),
         f"{crossed['seeds']} × {crossed['prompts']}",
     ]

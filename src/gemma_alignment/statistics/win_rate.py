@@ -63,6 +63,10 @@ class CrossedRate:
     two_way_low: float | None = None
     """New prompts and new seeds together, t on the smaller df."""
     two_way_high: float | None = None
+    joint_low: float | None = None
+    """Both again, from the sum of the two errors: with many seeds neither one-way interval is wide enough."""
+    joint_high: float | None = None
+    joint_df: float | None = None
     se_iid: float | None = None
     se_prompt: float | None = None
     se_seed: float | None = None
@@ -161,6 +165,8 @@ def crossed_mean(
     by_seed = t_interval(per_seed, confidence)
     prompt_low, prompt_high = _around(mean, errors["prompt"], prompts - 1, confidence, bounds)
     two_low, two_high = _around(mean, errors["two_way"], min(seeds, prompts) - 1, confidence, bounds)
+    joint, joint_df = _joint_error(errors, seeds, prompts)
+    joint_low, joint_high = _around(mean, joint, joint_df or 0.0, confidence, bounds)
     seed_low = None if by_seed.low is None else max(bounds[0], by_seed.low)
     seed_high = None if by_seed.high is None else min(bounds[1], by_seed.high)
     return CrossedRate(
@@ -175,6 +181,9 @@ def crossed_mean(
         by_seed.df,
         two_low,
         two_high,
+        joint_low,
+        joint_high,
+        joint_df,
         errors["iid"],
         errors["prompt"],
         errors["seed"],
@@ -202,6 +211,21 @@ def standard_errors(matrix: np.ndarray) -> dict[str, float | None]:
     return {name: None if v is None else math.sqrt(v) for name, v in variances.items()}
 
 
+def _joint_error(
+    errors: dict[str, float | None], seeds: int, prompts: int
+) -> tuple[float, float] | tuple[None, None]:
+    """sqrt(V_seed + V_prompt) and its degrees of freedom, (sum V)^2 / (V_seed^2 / (K-1) + V_prompt^2 / (P-1)).
+
+    What both count, V_iid, is not taken off: the interval errs on the wide side. None without an error of either
+    kind. Source: Satterthwaite 1946.
+    """
+    seed, prompt = errors["seed"], errors["prompt"]
+    if seed is None or prompt is None or seed + prompt == 0.0:
+        return None, None
+    joint = math.hypot(seed, prompt)
+    return joint, 1.0 / ((seed / joint) ** 4 / (seeds - 1) + (prompt / joint) ** 4 / (prompts - 1))
+
+
 def _cluster_variance(sums: np.ndarray, n: int, noise: float) -> float | None:
     """C/(C-1) sum of the squared cluster sums over n^2; sums that are only rounding count as 0."""
     clusters = sums.size
@@ -221,7 +245,7 @@ def prompt_bootstrap(
 
 
 def _around(
-    mean: float, error: float | None, df: int, confidence: float, bounds: tuple[float, float]
+    mean: float, error: float | None, df: float | int, confidence: float, bounds: tuple[float, float]
 ) -> tuple[float, float] | tuple[None, None]:
     if not error or df < 1:  # an error of 0 is no certainty: there was nothing to see it by
         return None, None
