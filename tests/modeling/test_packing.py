@@ -117,10 +117,13 @@ def test_a_gemma_computes_no_padding_and_no_prompt_twice(monkeypatch: pytest.Mon
     model = base("gemma").model
     packed = pack(batch())
     assert packed.real > 24 and packed.tokens.numel() > packed.real
-    states, number = gemma_states(model, packed)
-    assert len(states) == len([2, 10, 11]) + len([2, 20]) + len([2, 30, 31, 32, 33]) + sum(map(len, ANSWERS)) == 24
-    places = number[packed.index]
-    assert len(places[:, 1:].unique()) <= 24 and places[0, 0] == places[2, 0] == places[4, 0] != places[1, 0]
+    states, positions = gemma_states(model, packed, packed.index.flatten())
+    assert positions == len([2, 10, 11]) + len([2, 20]) + len([2, 30, 31, 32, 33]) + sum(map(len, ANSWERS)) == 24
+    found = states.view(*packed.index.shape, -1)
+    assert torch.equal(found[0, 0], found[2, 0]) and torch.equal(found[0, 0], found[4, 0])
+    assert not torch.equal(found[0, 0], found[1, 0])
+    one, _ = gemma_states(model, packed, packed.index[3, 2:4])
+    torch.testing.assert_close(one, found[3, 2:4], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "llama", "training"])
@@ -203,9 +206,9 @@ def test_a_state_that_is_wrong_in_any_column_is_noticed(column: int, monkeypatch
     """Column 0 is what the first response token is predicted from."""
     real = states.packed_states
 
-    def wrong(model: Any, rows: Sequences) -> Any:
-        found, positions = real(model, rows)
-        found[1, column] += 1.0
+    def wrong(model: Any, rows: Sequences, wanted: torch.Tensor) -> Any:
+        found, positions = real(model, rows, wanted)
+        found[int(wanted[0].sum()) + column] += 1.0
         return found, positions
 
     monkeypatch.setattr(states, "packed_states", wrong)
@@ -222,10 +225,10 @@ def test_a_state_that_is_wrong_in_any_column_is_noticed(column: int, monkeypatch
 def test_what_stands_behind_a_response_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     real = states.packed_states
 
-    def wrong(model: Any, rows: Sequences) -> Any:
-        found, positions = real(model, rows)
-        found[1, len(ANSWERS[1]) + 1 :] += 1.0
-        return found, positions
+    def wrong(model: Any, rows: Sequences, wanted: torch.Tensor) -> Any:
+        found, positions = real(model, rows, wanted)
+        behind = (torch.arange(wanted.shape[1]) > rows.response_mask.sum(1, keepdim=True))[wanted]
+        return found + behind[:, None], positions
 
     monkeypatch.setattr(states, "packed_states", wrong)
     model = base("gemma")

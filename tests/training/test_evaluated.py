@@ -122,11 +122,11 @@ def test_sft_and_reward_model_name_the_row_whose_output_is_bad(
 ) -> None:
     model = shared(("policy", "reward"))
     before = adapters(model)
-    real, wanted = model._hidden, torch.tensor(PAIRS[row][0])
+    real, prompt = model._hidden, torch.tensor(PAIRS[row][0])
 
-    def wrong(batch: Any) -> Any:
-        mine = [torch.equal(p[m], wanted) for p, m in zip(batch.prompt_tokens, batch.prompt_mask, strict=True)]
-        return real(batch).masked_fill(torch.tensor(mine)[:, None, None], NAN)
+    def wrong(batch: Any, wanted: torch.Tensor) -> Any:
+        mine = [torch.equal(p[m], prompt) for p, m in zip(batch.prompt_tokens, batch.prompt_mask, strict=True)]
+        return real(batch, wanted).masked_fill(torch.tensor(mine)[wanted.nonzero()[:, 0], None], NAN)
 
     monkeypatch.setattr(model, "_hidden", wrong)
     output = "logprobs" if what == "SFT" else "scores of chosen responses"

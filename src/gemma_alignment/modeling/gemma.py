@@ -21,24 +21,31 @@ def is_plain(model: Any) -> bool:
     return type(model) is GemmaForCausalLM and model.dtype == torch.float32 and not model.training
 
 
-def gemma_states(model: Any, packed: Packed) -> tuple[Tensor, Tensor]:
-    """Final hidden states (N, d) of the positions that differ, and which of them stands at each place (R · L)."""
+def gemma_states(model: Any, packed: Packed, wanted: Tensor) -> tuple[Tensor, int]:
+    """Final hidden states (n, d) of the ``wanted`` places (n,), and how many positions there are that differ.
+
+    What no wanted state reads is left out of the last layer: there the others are keys and values alone.
+    """
     inner = model.model
     first, real = packed.first.flatten(), packed.group.flatten() >= 0
     here = first == torch.arange(len(first), device=first.device)
     own, again = here & real, (~here).nonzero()[:, 0]
-    number = (own.cumsum(0) - 1).clamp(min=0)[first]
+    number, places = (own.cumsum(0) - 1).clamp(min=0)[first], own.nonzero()[:, 0]
+    asked, order = number[wanted].unique(return_inverse=True)
     states = inner.embed_tokens(packed.tokens.flatten()[own])
     turn = inner.rotary_emb(states, packed.positions.flatten()[own][None])
-    rows = _Rows(model.config, packed, (number, own.nonzero()[:, 0], again), turn)
-    for layer in inner.layers:
+    rows = _Rows(model.config, packed, (number, places, again), turn)
+    last = len(inner.layers) - 1
+    for depth, layer in enumerate(inner.layers):
         attention, mlp = layer.self_attn, layer.mlp
         mixed = _normed(layer.input_layernorm, states)
         attended = rows.attend(attention.q_proj(mixed), attention.k_proj(mixed), attention.v_proj(mixed))
+        if depth == last:
+            attended, states = _Taken.apply(attended, asked), _Taken.apply(states, asked)
         states = states + attention.o_proj(attended)
         mixed = _normed(layer.post_attention_layernorm, states)
         states = states + mlp.down_proj(mlp.act_fn(mlp.gate_proj(mixed)) * mlp.up_proj(mixed))
-    return _normed(inner.norm, states), number
+    return _normed(inner.norm, states).index_select(0, order), len(places)
 
 
 def _normed(norm: Any, states: Tensor) -> Tensor:

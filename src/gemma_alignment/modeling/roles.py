@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from gemma_alignment.modeling.adapters import (
     add_adapter,
@@ -196,11 +197,11 @@ class SharedBase:
         """Adam over what training this role changes, and over nothing else."""
         return adam(self.parameters_of(name), rate, epsilon, self._optimizer, self.device)
 
-    def _hidden(self, batch: HasSequences) -> Tensor:
-        """Final hidden states (B, T + 1, d): position t is read before response token t, T after the last."""
+    def _hidden(self, batch: HasSequences, wanted: Tensor) -> Tensor:
+        """Final hidden states (n, d) at ``wanted`` (B, T + 1): column t is read before response token t."""
         if self._active is None:
             raise RuntimeError("a forward pass needs a role: use `with model.role(...)`")
-        states, positions = self.packing.states(self.model, batch, self.is_exact)
+        states, positions = self.packing.states(self.model, batch, wanted, self.is_exact)
         self._count(self._body_size, positions)
         if states.requires_grad:
             states.register_hook(partial(self._check_backward, self._active, self._entries, self._adapters()))
@@ -235,28 +236,27 @@ class SharedBase:
 
     def logprobs(self, batch: HasSequences, temperature: float) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities (B, T) of the response tokens, 0 where the mask is False; in training their entropies."""
-        states = self._hidden(batch)[:, :-1]
-        mask = batch.response_mask.to(self.device)
+        states, mask = self.response_states(batch), batch.response_mask.to(self.device)
         tokens = batch.response_tokens.to(self.device)[mask]
         self._count(self._head_size, len(tokens))
         frozen = not any(p.requires_grad for p in self.model.get_output_embeddings().parameters())
-        found, spread = chunked_logprobs(states[mask], tokens, self.head, temperature, self.positions_at_a_time, frozen)
+        found, spread = chunked_logprobs(states, tokens, self.head, temperature, self.positions_at_a_time, frozen)
         zeros = torch.zeros(mask.shape, device=self.device)
         return zeros.masked_scatter(mask, found), None if spread is None else zeros.masked_scatter(mask, spread)
 
     def response_states(self, batch: HasSequences) -> Tensor:
         """Hidden states (N, d) that the real response tokens are predicted from."""
-        return self._hidden(batch)[:, :-1][batch.response_mask.to(self.device)]
+        return self._hidden(batch, pad(batch.response_mask.to(self.device), (0, 1)))
 
     def values(self, batch: HasSequences) -> Tensor:
-        """The critic's estimate (B, T) before each response token."""
-        return self.heads["critic"](self._hidden(batch)[:, :-1])
+        """The critic's estimate (B, T) before each response token, 0 where the mask is False."""
+        found, mask = self.heads["critic"](self.response_states(batch)), batch.response_mask.to(self.device)
+        return torch.zeros(mask.shape, device=self.device).masked_scatter(mask, found)
 
     def scores(self, batch: HasSequences) -> Tensor:
         """The reward head's output (B,) at the last response token."""
-        states = self._hidden(batch)
-        last = batch.response_mask.to(self.device).sum(1)
-        return self.heads["reward"](states[torch.arange(len(last), device=self.device), last])
+        lengths, places = batch.response_mask.sum(1, keepdim=True), torch.arange(batch.response_mask.shape[1] + 1)
+        return self.heads["reward"](self._hidden(batch, (places == lengths.cpu()).to(self.device)))
 
     def forward_flops(self) -> float:
         """2 N operations per token of a forward, 2 N more for the backward through a frozen base.

@@ -27,14 +27,15 @@ class Packing:
         self.agrees: bool | None = None
         """Whether packed states are the padded ones; None before the first batch."""
 
-    def states(self, model: Any, batch: HasSequences, exact: bool) -> tuple[Tensor, int]:
-        """States (B, T + 1, d), position t read before response token t and T after the last; positions computed.
+    def states(self, model: Any, batch: HasSequences, wanted: Tensor, exact: bool) -> tuple[Tensor, int]:
+        """The states (n, d) that ``wanted`` (B, T + 1) marks, row by row; and the positions computed.
 
-        ``exact``: whether the model computes in fp32 and nothing is quantised.
+        Column t is the state read before response token t, T that after the last. ``exact``: whether the model
+        computes in fp32 and nothing is quantised.
         """
         if self.agrees is None:
             self.agrees = _agrees(model, batch, GAP[exact])
-        return (packed_states if self.agrees else padded_states)(model, batch)
+        return (packed_states if self.agrees else padded_states)(model, batch, wanted)
 
     def state_dict(self) -> dict[str, bool]:
         """What a checkpoint keeps: nothing before the first batch."""
@@ -45,46 +46,41 @@ class Packing:
         self.agrees = bool(state["agrees"]) if "agrees" in state else None
 
 
-def padded_states(model: Any, batch: HasSequences) -> tuple[Tensor, int]:
-    """The states and the real positions, a row a sequence."""
+def padded_states(model: Any, batch: HasSequences, wanted: Tensor) -> tuple[Tensor, int]:
+    """The wanted states and the number of real positions, a row a sequence."""
     tokens = torch.cat([batch.prompt_tokens, batch.response_tokens], 1).to(model.device)
     mask = torch.cat([batch.prompt_mask, batch.response_mask], 1).to(model.device)
     positions = (mask.long().cumsum(1) - 1).clamp(min=0)
     states = model.base_model(
         input_ids=tokens, attention_mask=mask.long(), position_ids=positions, use_cache=False
     ).last_hidden_state
-    return states[:, batch.prompt_tokens.shape[1] - 1 :], int(mask.sum())
+    return states[:, batch.prompt_tokens.shape[1] - 1 :][wanted], int(mask.sum())
 
 
-def packed_states(model: Any, batch: HasSequences) -> tuple[Tensor, int]:
+def packed_states(model: Any, batch: HasSequences, wanted: Tensor) -> tuple[Tensor, int]:
     """The same with each distinct prompt computed once."""
     packed = pack(batch).to(model.device)
+    places = packed.index[wanted]
     if is_plain(model):
-        states, number = gemma_states(model, packed)
-        return _taken(states, number[packed.index]), len(states)
+        return gemma_states(model, packed, places)
     states = model.base_model(
         input_ids=packed.tokens, position_ids=packed.positions, use_cache=False,
         attention_mask=masks_for(model.config.get_text_config(), packed, model.dtype),
     ).last_hidden_state  # fmt: skip
-    return _taken(states.flatten(0, 1), packed.index), packed.real
-
-
-def _taken(states: Tensor, index: Tensor) -> Tensor:
-    """(B, T + 1, d) of states (N, d); not by brackets, whose gradient is slow."""
-    return states.index_select(0, index.flatten()).view(*index.shape, -1)
+    return states.flatten(0, 1).index_select(0, places), packed.real  # not by brackets, whose gradient is slow
 
 
 @torch.no_grad()
 def _agrees(model: Any, batch: HasSequences, allowed: float) -> bool:
     """Whether the states are the same both ways: before the first response token and after every real one."""
+    before = torch.ones_like(batch.response_mask[:, :1])
+    real = torch.cat([before, batch.response_mask], 1).to(model.device)
     try:
-        packed, padded = packed_states(model, batch)[0], padded_states(model, batch)[0]
+        packed, padded = packed_states(model, batch, real)[0], padded_states(model, batch, real)[0]
     except (TypeError, ValueError, RuntimeError) as error:
         _LOG.warning("Sequences are padded, not packed: %s", str(error).splitlines()[0])
         return False
-    before = torch.ones_like(batch.response_mask[:, :1])
-    real = torch.cat([before, batch.response_mask], 1).to(packed.device)
-    gap = float(((packed - padded)[real].abs().max() / padded[real].abs().max()).cpu())
+    gap = float(((packed - padded).abs().max() / padded.abs().max()).cpu())
     if not gap <= allowed:
         _LOG.warning("Sequences are padded, not packed: this model's packed states differ by %.2g", gap)
         return False
