@@ -3,6 +3,7 @@
 A write is a file that is opened for it, renamed, cut or removed under the data folder, or a transaction of the store.
 """
 
+import atexit
 import os
 import random
 import shutil
@@ -14,6 +15,7 @@ import pytest
 from soak import _forget_stores
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
+from test_faults import mounted
 
 pytestmark = pytest.mark.pipeline
 RENAMES = ("os.rename", "os.rmdir", "os.truncate")
@@ -26,8 +28,8 @@ BEFORE = {
 """The stages, and those that each needs."""
 
 
-def attempt(project, stage, number=None, **params):
-    """Run a stage in a process that is shot before its write of that number; its status and what it wrote."""
+def attempt(project, stage, number=None, by=signal.SIGKILL, **params):
+    """Run a stage in a process that gets a signal before its write of that number; its status and what it wrote."""
     _forget_stores()
     child = os.fork()
     if child == 0:
@@ -35,24 +37,25 @@ def attempt(project, stage, number=None, **params):
         try:
             os.dup2(os.open(project.root / "child.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND), 1)
             os.dup2(1, 2)
-            seen = watched(project, number)
+            seen = watched(project, number, by)
             project.run(stage, **params)
             (project.root / "writes").write_text("\n".join(seen))
             code = 0
         finally:
+            atexit._run_exitfuncs()
             os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return code, (project.root / "writes").read_text().splitlines() if code == 0 else []
 
 
-def watched(project, number):
-    """Every write of this process from now on, as it comes; SIGKILL before the one of that number."""
+def watched(project, number, by):
+    """Every write of this process from now on, as it comes; the signal ``by`` before the one of that number."""
     data, seen = str(project.data), []
 
     def look(what):
         seen.append(what)
         if len(seen) == number:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), by)
 
     def audit(name, args):
         if name == "open" and isinstance(args[0], str) and args[0].startswith(data):
@@ -87,8 +90,8 @@ def left(project):
     return files
 
 
-def check(project, tmp_path, stage, count=None):
-    """Shoot the stage before ``count`` of its writes, drawn by chance, or before every one of them."""
+def check(project, tmp_path, stage, by, count=None):
+    """Shoot or stop the stage before ``count`` of its writes, drawn by chance, or before every one of them."""
     if BEFORE[stage]:
         project.run(*BEFORE[stage])
     shutil.copytree(project.root, tmp_path / "start")
@@ -101,8 +104,12 @@ def check(project, tmp_path, stage, count=None):
         shutil.rmtree(project.root)
         shutil.copytree(tmp_path / "start", project.root)
         os.chdir(project.root)
-        where = f"shot before write {number}, {writes[number - 1]}"
-        assert attempt(project, stage, number)[0] == -signal.SIGKILL, where
+        where = f"{by.name} before write {number}, {writes[number - 1]}"
+        code, _ = attempt(project, stage, number, by)
+        if by == signal.SIGKILL:
+            assert code == -by, where
+        else:
+            check_ended(project, code, where)
         code, _ = attempt(project, stage, resume=True)
         assert code == 0, f"{where}\n{(project.root / 'child.log').read_text()[-3000:]}"
         found = left(project)
@@ -110,12 +117,45 @@ def check(project, tmp_path, stage, count=None):
         assert not different, f"{where}: {different}"
 
 
-@pytest.mark.parametrize("stage", ["sft", "grpo"])
-def test_a_run_that_is_shot_before_any_of_some_writes_ends_the_same(project, tmp_path, stage):
-    check(project, tmp_path, stage, 5)
+def check_ended(project, code, where):
+    """A run that was asked to stop has written down how it ended, unless it had not begun or was through already."""
+    states = {run.info.status for run in project.runs()}
+    records = [project.record(path.parent) for path in project.data.rglob("run.json")]
+    if code != -signal.SIGTERM:
+        assert "RUNNING" not in states, where
+        assert not [one.stage for one in records if one.status == "running"], where
+    if code == 0:
+        assert {one.status for one in records} == {"finished"}, where
+
+
+@pytest.mark.parametrize(("stage", "by"), [("sft", signal.SIGKILL), ("grpo", signal.SIGKILL), ("grpo", signal.SIGTERM)])
+def test_a_run_that_is_shot_or_stopped_before_any_of_some_writes_ends_the_same(project, tmp_path, stage, by):
+    check(project, tmp_path, stage, by, 5)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.parametrize("stage", list(BEFORE))
-def test_a_run_that_is_shot_before_any_write_at_all_ends_the_same(project, tmp_path, stage):
-    check(project, tmp_path, stage)
+def test_a_run_that_is_shot_or_stopped_before_any_write_at_all_ends_the_same(project, tmp_path, stage, by):
+    check(project, tmp_path, stage, by)
+
+
+@pytest.mark.parametrize("room", [8, 32, 56])
+def test_a_disk_that_fills_up_at_any_point_costs_nothing_once_it_has_room(project, tmp_path, room):
+    """Data and store on a disk with room for so many kB and no more: the run fails and is gone on with."""
+    project.run(*BEFORE["grpo"])
+    shutil.copytree(project.root, tmp_path / "start")
+    assert attempt(project, "grpo")[0] == 0
+    expected = left(project)
+    shutil.rmtree(project.root)
+    with mounted(project.root, "size=8m") as disk:
+        shutil.copytree(tmp_path / "start", disk, dirs_exist_ok=True)
+        os.chdir(disk)
+        space = os.statvfs(disk)
+        (disk / "ballast").write_bytes(bytes(space.f_bavail * space.f_frsize - room * 1024))
+        assert attempt(project, "grpo")[0] == 1
+        (disk / "ballast").unlink()
+        assert attempt(project, "grpo", resume=True)[0] == 0, (disk / "child.log").read_text()[-3000:]
+        assert left(project) == expected
+        os.chdir(tmp_path)
+        _forget_stores()

@@ -5,6 +5,8 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from gemma_alignment.errors import let_through
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -61,6 +63,7 @@ class MetricWriter:
         try:
             self._flush()
         except Exception as error:
+            let_through(error)
             self._warn(error)
 
     def _run(self) -> None:

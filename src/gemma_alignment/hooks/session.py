@@ -118,7 +118,7 @@ class Session:
             return
         self._open = False
         atexit.unregister(self._abandon)
-        self.signals.restore()
+        self.signals.hold()
         self.tracking.regain()
         if error is None:
             self._end_those_through()
@@ -129,8 +129,9 @@ class Session:
         self.tracking.before_close()
 
     def correct(self) -> None:
-        """After kedro-mlflow called a stopped run FAILED."""
+        """After kedro-mlflow ended its run, and called a stopped one FAILED."""
         self.tracking.after_close("KILLED" if self.signals.received else None)
+        self.signals.restore()
 
     def _abandon(self) -> None:
         """The process ends without Kedro having said how: nothing may stay marked as running."""
@@ -248,6 +249,12 @@ class After:
         """Learn which run was opened."""
         if self._before.session is not None:
             self._before.session.tracking.after_open()
+
+    @hook_impl(trylast=True)
+    def after_pipeline_run(self) -> None:
+        """Everything is written down: signals act as before."""
+        if self._before.session is not None:
+            self._before.session.signals.restore()
 
     @hook_impl(trylast=True)
     def on_pipeline_error(self) -> None:

@@ -5,15 +5,9 @@ import threading
 from types import FrameType
 from typing import Any
 
+from gemma_alignment.errors import RunInterrupted
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class RunInterrupted(Exception):
-    """The run was asked to stop; ``code`` is the exit status that a shell expects for the signal."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.code = 128 + number
 
 
 class Signals:
@@ -21,12 +15,17 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._held = False
         self._before: dict[signal.Signals, Any] = {}
 
     def install(self) -> None:
         """Begin to listen; without effect in another thread, where Python refuses handlers."""
         if threading.current_thread() is threading.main_thread() and not self._before:
             self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+
+    def hold(self) -> None:
+        """From now on a first signal is not acted on: the run is over, and how it ended is being written down."""
+        self._held = True
 
     def restore(self) -> None:
         """Put back what was there before."""
@@ -35,6 +34,7 @@ class Signals:
         self._before = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
         self.restore()
-        raise RunInterrupted(number)
+        if not self._held:
+            self.received = number
+            raise RunInterrupted(number)

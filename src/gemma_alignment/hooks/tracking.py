@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gemma_alignment.errors import let_through
 from gemma_alignment.hooks.provenance import command, git_commit, git_is_dirty
 from gemma_alignment.hooks.store import VIEW, find_run, view_address
 from gemma_alignment.hooks.work import Work
@@ -125,7 +126,8 @@ class Tracking:
         self._asked.add(work.stage.name if work is not None else None)
         try:
             self.client.get_run(self.run_id)
-        except Exception:
+        except Exception as error:
+            let_through(error)
             return False
         self.lost = False
         logger.warning("MLflow answers again; what was held back is sent now")
@@ -221,7 +223,12 @@ class Tracking:
             mlflow.end_run("RUNNING")
 
     def lose(self, error: Exception) -> None:
-        """The server is gone: say so once, keep kedro-mlflow from failing the pipeline over it."""
+        """The server is gone: say so once, keep kedro-mlflow from failing the pipeline over it.
+
+        Raises:
+            RunInterrupted: where it is not gone, and a signal came while it was asked.
+        """
+        let_through(error)
         self.lost = True
         logger.warning("MLflow does not answer (%s); the run goes on, its files hold everything", error)
         _follow(None)

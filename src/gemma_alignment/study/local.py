@@ -11,6 +11,7 @@ from types import FrameType
 from rich.console import Console
 
 from gemma_alignment.config import build
+from gemma_alignment.errors import RunInterrupted
 from gemma_alignment.fingerprints import Record
 from gemma_alignment.hooks.feasible import check_device
 from gemma_alignment.hooks.given import JUDGE, check_judge
@@ -24,14 +25,6 @@ from gemma_alignment.study.plan import Plan, Run
 from gemma_alignment.study.processes import Child, default_workers, drive, environment, stop
 from gemma_alignment.study.project import Opened
 from gemma_alignment.study.summary import summary
-
-
-class Interrupted(Exception):
-    """The study was asked to stop."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.code = 128 + number
 
 
 def run_study(project: Path, plan: Plan, workers: int | None, console: Console, resume: bool = False) -> int:
@@ -53,9 +46,9 @@ def run_study(project: Path, plan: Plan, workers: int | None, console: Console, 
     try:
         with _signals():
             status = "FINISHED" if study.run(stale, workers) else "FAILED"
-    except Interrupted as error:
+    except RunInterrupted as error:
         status = "KILLED"
-        console.print(f"{error}: stopping what runs …", highlight=False)
+        console.print(f"{error.name}: stopping what runs …", highlight=False)
         stop(study.children)
         return error.code
     finally:
@@ -172,10 +165,10 @@ class _Study:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """SIGINT and SIGTERM raise Interrupted inside the block."""
+    """SIGINT and SIGTERM raise RunInterrupted inside the block."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(number)
+        raise RunInterrupted(number)
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from gemma_alignment.datasets.metric_writer import synchronize
 from gemma_alignment.datasets.run_log import RunLog
-from gemma_alignment.errors import brief
+from gemma_alignment.errors import brief, let_through
 from gemma_alignment.fingerprints import RECORD, Record, Status
 from gemma_alignment.hooks.provenance import command, git_commit
 from gemma_alignment.hooks.session import MLFLOW_STATUS
@@ -137,6 +137,7 @@ class ParentRun:
         try:
             yield
         except Exception as error:  # whatever the store does, the runs go on
+            let_through(error)
             if not self._warned:
                 logger.warning(
                     "MLflow does not answer (%s); the study goes on, its files hold every number, and the same "

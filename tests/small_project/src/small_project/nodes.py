@@ -49,7 +49,7 @@ def train_sft(base_model, sft, prepare_seed, run_log, checkpoints):
 
 
 def merge_sft(sft_adapter, history, genrm_train, run_log):
-    assert [row["iteration"] for row in history] == [0, 1]
+    assert [row["iteration"] for row in history[:2]] == [0, 1]  # and the line of a merge that was shot after it
     run_log.append(Record(2, {"sft/merge_max_logit_diff": 0.25}, {}))
     return Weights(json.loads(Path(sft_adapter, "adapter_config.json").read_text())["value"])
 

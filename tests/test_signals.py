@@ -1,0 +1,77 @@
+"""A signal stops a run wherever it comes, and never the writing down of how the run ended."""
+
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+
+from gemma_alignment.datasets.metric_writer import MetricWriter
+from gemma_alignment.errors import RunInterrupted, let_through
+from gemma_alignment.hooks.signals import Signals
+from gemma_alignment.hooks.tracking import Tracking
+from gemma_alignment.study.parent import ParentRun
+
+
+@pytest.fixture
+def signals():
+    listening = Signals()
+    listening.install()
+    yield listening
+    listening.restore()
+
+
+def stopped(*_args, **_kwargs):
+    """A library at work when the signal comes, which makes an error of its own of it."""
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except RunInterrupted as error:
+        raise ConnectionError("the store does not answer") from error
+
+
+def test_a_signal_is_an_error_once_and_then_what_it_was_before(signals):
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(RunInterrupted, match="stopped by SIGTERM") as error:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert (error.value.code, signals.received) == (128 + signal.SIGTERM, signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) != before
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_what_is_written_at_the_end_is_not_cut_off(signals):
+    signals.hold()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert signals.received is None  # the run was over before
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # a second one acts as ever
+
+
+def test_only_what_asks_to_stop_is_let_through():
+    let_through(ConnectionError())
+    wrapped = ConnectionError()
+    wrapped.__context__ = RunInterrupted(signal.SIGINT)
+    with pytest.raises(RunInterrupted, match="SIGINT"):
+        let_through(wrapped)
+
+
+PLACES = ["the last points of a run", "a look at the store", "the end of a stage", "the end of a study"]
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_a_signal_that_comes_while_mlflow_is_asked_is_no_outage(signals, where, monkeypatch):
+    """Elsewhere an error of the store costs a warning, and the run goes on."""
+    client = SimpleNamespace(log_batch=stopped, get_run=stopped, set_terminated=stopped, search_runs=stopped)
+    monkeypatch.setattr(Tracking, "client", client)
+    tracking = Tracking.__new__(Tracking)
+    tracking._parent, tracking._borrowed, tracking._asked = None, False, set()
+    tracking.run_id, tracking.lost = "a", False
+    study = ParentRun.__new__(ParentRun)
+    study._client, study._warned, study.run_id, study._experiment = client, False, "a", "0"
+    writer = MetricWriter(client, "a", interval=60.0, continued=True)
+    acts = {
+        "the last points of a run": lambda: writer.close([]),
+        "a look at the store": lambda: tracking._is_back(None),
+        "the end of a stage": lambda: tracking.end(SimpleNamespace(run_id="b"), "FINISHED"),
+        "the end of a study": lambda: study.end("FINISHED"),
+    }
+    with pytest.raises(RunInterrupted, match="SIGTERM"):
+        acts[where]()
