@@ -49,3 +49,5 @@ def test_it_runs_from_top_to_bottom_on_a_finished_study(path, toy_study, monkeyp
     shown = [output.output_type for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert "error" not in shown
     assert len(shown) >= 5
+    _, *later = [cell for cell in notebook.cells if cell.cell_type == "code"]  # the first loads Kedro, which says so
+    assert "Loading data from" not in str([cell.outputs for cell in later])
