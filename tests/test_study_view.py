@@ -1,10 +1,12 @@
 """The address that opens MLflow's table of runs with the arms side by side."""
 
 import json
+import socket
 
 import pytest
 from mlflow import MlflowClient
 
+from gemma_alignment.errors import UserError
 from gemma_alignment.study import view
 
 
@@ -28,7 +30,7 @@ def test_the_view_is_kept_with_the_experiment_and_finds_the_arms_alone(project, 
     number = client.get_experiment_by_name("gemma-alignment").experiment_id
     view.share(client, number)
     found = kept(client, number)
-    assert {"metrics.`eval/score_mean`", "metrics.`budget/responses`", "tags.`method`"} <= set(found["selectedColumns"])
+    assert {"metrics.`eval/score_mean`", "tags.`seed`"} <= set(found["selectedColumns"])
     assert names(client, number, found) == ["grpo-seed42"]
 
 
@@ -50,6 +52,8 @@ def test_the_view_of_a_study_shows_its_own_arms_and_those_it_reused(client, two_
     assert view.newest(client, number) == new
     view.share(client, number, new)
     assert names(client, number, kept(client, number, new)) == ["grpo-seed1", "ppo-seed2"]
+    columns = set(kept(client, number, new)["selectedColumns"])
+    assert {"metrics.`eval/score_mean`", "metrics.`budget/responses`", "tags.`method`", "tags.`seed`"} <= columns
     view.share(client, number, old)
     assert sorted(names(client, number, kept(client, number, old))) == ["grpo-seed1", "ppo-seed1"]
 
@@ -62,10 +66,10 @@ def test_the_view_of_all_arms_shows_the_newest_study_first_and_names_it(client, 
     assert names(client, number, found) == ["ppo-seed2", "grpo-seed1", "ppo-seed1", "ppo-seed3"]
 
 
-def test_before_any_run_the_experiment_is_made(project, client, monkeypatch, capsys):
+def test_before_any_run_the_experiment_is_made(project, client, free_port, monkeypatch, capsys):
     monkeypatch.setattr(view, "EXPERIMENT", "another")
     monkeypatch.setattr(view.os, "execv", lambda program, words: None)
-    view.show(project.root, 5000)
+    view.show(project.root, free_port)
     number = client.get_experiment_by_name("another").experiment_id
     assert f"/#/experiments/{number}/runs?viewStateShareKey=arms" in capsys.readouterr().out
 
@@ -86,10 +90,17 @@ def test_a_server_that_runs_is_named_and_none_is_started(client, two_studies, mo
     }
 
 
-def test_the_store_is_the_one_at_the_projects_root(project, monkeypatch, capsys):
+def test_the_store_is_the_one_at_the_projects_root(project, free_port, monkeypatch, capsys):
     started = []
     monkeypatch.setattr(view.os, "execv", lambda program, words: started.append(words))
-    view.show(project.root, 5001)
-    assert "http://127.0.0.1:5001/#/experiments/" in capsys.readouterr().out
-    assert started == [view.command(f"sqlite:///{project.root / 'mlflow.db'}", 5001)]
+    view.show(project.root, free_port)
+    assert f"http://127.0.0.1:{free_port}/#/experiments/" in capsys.readouterr().out
+    assert started == [view.command(f"sqlite:///{project.root / 'mlflow.db'}", free_port)]
     assert started[0][1:4] == ["-m", "mlflow", "ui"]
+
+
+def test_a_port_that_is_taken_is_an_error_with_the_way_to_another(project, free_port, monkeypatch):
+    monkeypatch.setattr(view.os, "execv", lambda *words: pytest.fail("a server was started"))
+    with socket.create_server(("127.0.0.1", free_port)), pytest.raises(UserError) as caught:
+        view.show(project.root, free_port)
+    assert f'make ui ARGS="--port {free_port + 1}"' in str(caught.value)

@@ -1,6 +1,7 @@
 """MLflow's pages on a finished study: which method, which seed, how far, without any set-up."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,6 +9,8 @@ import time
 import urllib.request
 
 import pytest
+
+from gemma_alignment.study import view
 
 pytestmark = pytest.mark.pipeline
 NOT_OURS = "404"
@@ -60,8 +63,18 @@ def test_the_printed_address_shows_the_arms_with_the_columns_that_matter(pages, 
     for name in ("ppo-seed42", "grpo-seed42"):
         page.get_by_text(name, exact=True).first.wait_for(timeout=240_000)
     assert page.get_by_text("sft", exact=True).count() == 0, "the filter leaves the arms alone"
-    for column in ("budget/responses", "eval/gold_mean", "eval/kl_to_reference", "eval/score_mean", "method", "seed"):
+    for column in ("eval/gold_mean", "eval/kl_to_reference", "eval/score_mean"):
         assert page.get_by_text(column, exact=True).count() > 0, column
+    assert errors(page) == []
+
+
+def test_the_view_of_a_study_has_method_seed_and_budget_too(pages, opened, toy_study):
+    """The toy study was made outside of any, which the tag says by ``none``."""
+    view.share(toy_study.client, re.search(r"experiments/(\d+)", pages)[1], "none")
+    page = opened(pages.replace("=arms", "=none"), viewport={"width": 1440, "height": 900})
+    page.get_by_text("grpo-seed42", exact=True).first.wait_for(timeout=240_000)
+    for column in ("budget/responses", "eval/gold_mean", "eval/kl_to_reference", "eval/score_mean", "method", "seed"):
+        page.get_by_text(column, exact=True).first.wait_for(timeout=60_000)
     assert errors(page) == []
 
 

@@ -2,10 +2,12 @@
 
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Any
 
+from gemma_alignment.errors import UserError
 from gemma_alignment.hooks.store import SERVERS, VIEW, anchored, view_address
 
 EXPERIMENT = "gemma-alignment"
@@ -25,7 +27,10 @@ COLUMNS = (
     "tags.`method`",
     "tags.`seed`",
 )
-"""In the order in which the page shows them: by group, then by name. More would push the score off a narrow screen."""
+"""Of a study's view. More would push the score off a narrow screen."""
+
+COLUMNS_OF_ALL = (*COLUMNS[:3], "tags.`data_root`", "tags.`seed`", "tags.`study`")
+"""Where arms of several studies stand below each other; the method is in their names."""
 
 ARMS = "tags.method != 'none'"
 
@@ -38,7 +43,7 @@ def share(client: Any, experiment_id: str, study: str | None = None) -> None:
         "orderByAsc": study is not None,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
-        "selectedColumns": COLUMNS if study is not None else (*COLUMNS, "tags.`data_root`", "tags.`study`"),
+        "selectedColumns": COLUMNS if study is not None else COLUMNS_OF_ALL,
     }
     client.set_experiment_tag(experiment_id, TAG + (study or VIEW), json.dumps(state))
 
@@ -57,12 +62,35 @@ def command(uri: str, port: int) -> list[str]:
     return [sys.executable, "-m", "mlflow", "ui", *options]
 
 
+def check_free(port: int) -> None:
+    """Refuse a port that another program listens on; MLflow says so between lines about its start.
+
+    Raises:
+        UserError: with the way to another one.
+    """
+    with socket.socket() as found:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was just let go of is free
+        try:
+            found.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UserError(
+                f"Port {port} is taken, perhaps by MLflow's pages already. Another one: "
+                f'make ui ARGS="--port {port + 1}", or kedro study ui --port {port + 1}'
+            ) from error
+
+
 def show(project: Path, port: int) -> None:
-    """Say where the arms stand side by side, and start the server unless the store is one that runs."""
+    """Say where the arms stand side by side, and start the server unless the store is one that runs.
+
+    Raises:
+        UserError: when the port is taken.
+    """
     import click
     from mlflow import MlflowClient
 
     uri = anchored(os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT, project)
+    if not uri.startswith(SERVERS):
+        check_free(port)
     client = MlflowClient(uri)
     found = client.get_experiment_by_name(EXPERIMENT)
     number = str(found.experiment_id if found is not None else client.create_experiment(EXPERIMENT))
