@@ -1,6 +1,7 @@
 """Directories of models that are damaged: one message that names the directory and what to do."""
 
 import json
+import os
 
 import pytest
 from toy import chat, shared
@@ -96,6 +97,20 @@ def test_a_damaged_normalizer_is_refused(adapter, damage):
     damage(adapter / "normalizer.json")
     with pytest.raises(UserError, match=r"(?s)Cannot read .*normalizer\.json.*--pipeline=reward_model"):
         read_normalizer(str(adapter))
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_weights_can_be_read_by_whom_the_umask_lets(tmp_path, umask):
+    """A server of another account reads an export: safetensors alone would not let it."""
+    before = os.umask(umask)
+    try:
+        SavedModel(shared(()).model, chat().tokenizer).save_pretrained(str(tmp_path / "model"))
+        saved_adapter(shared(("reward",)), "reward", "base", {"mean": 0.0}).save_pretrained(str(tmp_path / "adapter"))
+    finally:
+        os.umask(before)
+    files = [one for one in tmp_path.glob("*/*") if one.is_file()]
+    assert {one.name for one in files} >= {"model.safetensors", "adapter_model.safetensors", "head.safetensors"}
+    assert {one.stat().st_mode & 0o777 for one in files} == {0o666 & ~umask}
 
 
 def test_four_bits_where_they_cannot_be_computed_are_refused(model, monkeypatch):

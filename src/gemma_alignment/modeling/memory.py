@@ -212,16 +212,18 @@ def _passing(shape: Shape, hold: Holding, positions: int) -> float:
     """Bytes that come and go inside a block whose forward keeps nothing, at the second projection of the MLP's width.
 
     Of that width the first projection, this one without its adapter, what the fp32 adapter gives, and the same times
-    alpha / rank; of the model's width the residual stream, what the norm gives, and its fp32 copy.
+    alpha / rank; of the model's width the residual stream, what the norm gives, and its fp32 copy. PEFT adds the fp32
+    of an adapter to a bf16 of a layer that is not quantised, for which a CPU copies the second one to fp32.
     """
     copy = 0 if hold.width == FP32 else FP32
-    each = shape.intermediate * (2 * hold.width + 2 * FP32) + shape.hidden * (2 * hold.width + copy)
+    mixed = copy if hold.quantization == "none" else 0
+    each = shape.intermediate * (2 * hold.width + 2 * FP32 + mixed) + shape.hidden * (2 * hold.width + copy)
     return positions * each + _dequantised(shape, hold)
 
 
 def _returning(shape: Shape, hold: Holding, positions: int) -> float:
-    """The same in a backward pass, beside what the block keeps: gradients of the MLP's width, one of them in fp32."""
-    return positions * shape.intermediate * (2 * hold.width + FP32) + _dequantised(shape, hold)
+    """The same in a backward pass, beside what the block keeps: gradients of two tensors of the MLP's width."""
+    return positions * shape.intermediate * 2 * hold.width + _dequantised(shape, hold)
 
 
 def _dequantised(shape: Shape, hold: Holding) -> float:

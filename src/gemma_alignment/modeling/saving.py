@@ -26,6 +26,7 @@ class SavedModel:
         self.tokenizer.save_pretrained(directory)
         if self.card is not None:
             Path(directory, "README.md").write_text(self.card, encoding="utf-8")
+        _readable_as(Path(directory, "config.json"))
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,13 @@ class SavedAdapter:
             save_file(self.head, Path(directory) / "head.safetensors", metadata={"format": "pt"})
         if self.numbers:
             Path(directory, "normalizer.json").write_text(json.dumps(self.numbers, indent=2, sort_keys=True) + "\n")
+        _readable_as(Path(directory, "adapter_config.json"))
+
+
+def _readable_as(written: Path) -> None:
+    """Give the weights beside a file its mode: safetensors lets their owner alone read them, whatever the umask."""
+    for weights in written.parent.glob("*.safetensors"):
+        weights.chmod(written.stat().st_mode)
 
 
 def saved_adapter(
