@@ -186,7 +186,8 @@ def _backward(shape: Shape, hold: Holding, positions: int, read: int) -> float:
     """Bytes at the peak of a forward and backward pass, beside what stands and the final states."""
     kept = _kept(shape, hold, positions)
     again = _layer(shape, hold) * positions if hold.checkpointing else 0.0
-    return kept + max(_head(shape, hold, read) if read else 0.0, again + _returning(shape, hold, positions))
+    head = _head(shape, hold, read, learns=True) if read else 0.0
+    return kept + max(head, again + _returning(shape, hold, positions))
 
 
 def _layer(shape: Shape, hold: Holding) -> float:
@@ -231,10 +232,10 @@ def _dequantised(shape: Shape, hold: Holding) -> float:
     return hold.width * shape.hidden * shape.intermediate if hold.quantization == "nf4" else 0.0
 
 
-def _head(shape: Shape, hold: Holding, positions: int) -> float:
-    """Bytes of the logits that exist at a time: as computed, and four copies in fp32."""
+def _head(shape: Shape, hold: Holding, positions: int, learns: bool = False) -> float:
+    """Bytes of the logits that exist at a time: as computed, and two copies in fp32; three where a gradient is made."""
     chunk = min(positions, positions_at_a_time(shape.vocabulary))
-    return chunk * shape.vocabulary * (hold.width + 4 * FP32) + _table_part(shape, hold)
+    return chunk * shape.vocabulary * (hold.width + (3 if learns else 2) * FP32) + _table_part(shape, hold)
 
 
 def _decoding(shape: Shape, hold: Holding, work: Work) -> float:
