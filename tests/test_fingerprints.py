@@ -41,6 +41,25 @@ def test_equal_content_in_another_place_has_the_same_digest(tmp_path):
     assert digest(tmp_path / "two" / "model") != first
 
 
+def test_where_the_base_of_an_adapter_lies_is_no_part_of_what_it_is(tmp_path):
+    """A study that was moved, or its SFT made again in another folder, is the same study."""
+    adapter = tmp_path / "sft_adapter"
+    adapter.mkdir()
+    settings = adapter / "adapter_config.json"
+
+    def written(**changes):
+        settings.write_text(json.dumps({"r": 16, "base_model_name_or_path": "/here/base_model", **changes}))
+        return digest(adapter)
+
+    first = written()
+    assert written(base_model_name_or_path="/there/base_model") == first
+    assert written(r=8) != first
+    settings.write_text("{ torn")
+    torn = digest(adapter)
+    settings.write_text("{ tora")
+    assert digest(adapter) not in (torn, first)
+
+
 @pytest.mark.parametrize("change", ["rename", "move", "empty"])
 def test_a_digest_covers_names_and_borders(tmp_path, change):
     folder = tmp_path / "model"

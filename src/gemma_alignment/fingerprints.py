@@ -33,13 +33,22 @@ QUIET = 3600.0
 def digest(*paths: Path) -> str:
     """SHA-256 over the names and bytes of files; a directory counts with all its files, sorted.
 
-    Names are relative, so the same content elsewhere has the same digest.
+    Names are relative, so the same content elsewhere has the same digest. Of an adapter's settings the path of its base
+    does not count: which base that is stands in ``provenance.json``.
     """
     total = hashlib.sha256()
     for path in paths:
         for name, file in _files(path):
-            total.update(f"{name}\0{digest_of_bytes(file)}\n".encode())
+            total.update(f"{name}\0{_digest_of_content(file)}\n".encode())
     return total.hexdigest()
+
+
+def _digest_of_content(file: Path) -> str:
+    if file.name == "adapter_config.json":
+        with suppress(ValueError, AttributeError):  # damaged: its bytes
+            settings = json.loads(file.read_bytes())
+            return digest_of({key: value for key, value in settings.items() if key != "base_model_name_or_path"})
+    return digest_of_bytes(file)
 
 
 def digest_of_bytes(file: Path) -> str:
