@@ -108,7 +108,7 @@ def test_a_source_that_cannot_be_used_leaves_the_data_as_it_is(project):
     assert (project.data / "01_raw/preferences.jsonl").read_text().splitlines() == rows
     assert {path.parent.name for path in before} >= {"01_raw", "02_intermediate", "03_primary", "tokenizer"}
     file.write_text("\n".join(rows[:5]))
-    with pytest.raises(UserError, match="Only 5 preference rows are usable"):
+    with pytest.raises(UserError, match=r"Only 5 preference rows of \S+mine\.jsonl are usable"):
         project.run("data_processing", overwrite=True, **given)
     assert state(project) == before
     assert project.runs()[-1].info.status == "FAILED"

@@ -32,6 +32,7 @@ def test_a_higher_coefficient_leaves_a_lower_kl(prepared, method):
         name = f"coef-{coefficient}"
         prepared.run(
             method, seed=1, variant=name, kl_control__schedule=[coefficient], kl_control__max_rise=0.0,
+            kl_control__ceiling=10.0,
             policy_optimization__num_iterations=10, policy_optimization__learning_rate=5e-3,
             policy_optimization__eval_every=10, policy_optimization__eval_prompts=16,
         )  # fmt: skip
