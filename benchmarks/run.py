@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-PARTS = {"peers": "peers/versus.py"}
+PARTS = {
+    "peers": ["versus.py"], "levers": ["levers.py"], "scaling": ["scaling.py"], "start": ["study.py", "start"],
+    "workers": ["study.py", "workers"],
+}  # fmt: skip
 
 
 def main() -> None:
@@ -17,7 +20,8 @@ def main() -> None:
     if asked != "all" and asked not in PARTS:
         sys.exit(f"There is no benchmark {asked!r}; there are {', '.join(PARTS)}, and all.")
     for part in PARTS if asked == "all" else (asked,):
-        subprocess.run([sys.executable, str(HERE / PARTS[part]), *arguments], check=True)
+        script, *words = PARTS[part]
+        subprocess.run([sys.executable, str(HERE / script), *words, *arguments], check=True)
     subprocess.run([sys.executable, str(HERE / "tables.py")], check=True)
 
 

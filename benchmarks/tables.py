@@ -67,9 +67,75 @@ def limits(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def levers(found: dict[str, Any]) -> str:
+    """What each lever is worth."""
+    lines = ["| switched off | times as slow | GFLOP | peak memory, MiB |", "|---|---|---|---|"]
+    lines += [
+        f"| {row['lever'] or 'nothing'} | {spread(row['slower'])} | {row['gflop']:.1f} | {row['peak_mb']:.0f} |"
+        for row in found["rows"]
+    ]
+    return "\n".join([*lines, "", f"*{where(found['machine'])}; {found['laps']} rounds.*"])
+
+
+def scaling(found: dict[str, Any]) -> str:
+    """Lines through the points of each axis."""
+    lines = ["| against | points | seconds, R² | seconds | memory, R² | memory, MiB |", "|---|---|---|---|---|---|"]
+    for axis, row in found.items():
+        if "points" not in row or axis == "rows":
+            continue
+        seconds, memory, sizes = row["seconds"], row["memory"], ", ".join(f"{p['size']:,}" for p in row["points"])
+        lines.append(
+            f"| {AXES[axis]} | {sizes} | {seconds['r2']:.3f} | {seconds['intercept']:.3f} + {seconds['slope']:.2e} n | "
+            f"{memory['r2']:.3f} | {memory['intercept']:.0f} + {memory['slope']:.2e} n |"
+        )
+    if "tokens" in found:
+        line = found["tokens"]
+        shown = f"{line['r2']:.3f} | {line['intercept']:.3f} + {line['slope']:.2e} n"
+        lines.append(f"| generated tokens | both | {shown} | | |")
+    text = "\n".join(lines)
+    if "rows" in found:
+        row = found["rows"]
+        shown = "; ".join(f"{p['size']:,}: {p['cpu_s']:.3f} s, {p['resident_mb']:.0f} MiB" for p in row["points"])
+        slope = [100 * row["seconds"][key] for key in ("slope", "slope_low", "slope_high")]
+        text += (
+            f"\n\nRows to train on ({shown}): seconds change by {slope[0]:+.1f}% a decade "
+            f"[{slope[1]:+.1f}, {slope[2]:+.1f}], resident memory by {100 * row['memory']['slope']:+.1f}% a decade."
+        )
+    machines = [{"machine": row["machine"]} for row in found.values() if "machine" in row]
+    return f"{text}\n\n{places(machines)}"
+
+
+def study(found: dict[str, Any]) -> str:
+    """Starts of processes, and workers."""
+    text = []
+    if "start" in found:
+        row = found["start"]
+        text += [
+            "| a process of the study | processor, s | clock, s |", "|---|---|---|",
+            *(f"| {name} | {row[f'{how}_cpu_s']:.1f} | {row[f'{how}_wall_s']:.1f} |"
+              for how, name in (("cold", "started anew"), ("warm", "from the server"))),
+            "", f"*{where(row['machine'])}; median of {len(row['rounds'])} rounds.*",
+        ]  # fmt: skip
+    if "workers" in found:
+        row = found["workers"]
+        text += [
+            "", "| workers | seconds | times as fast |", "|---|---|---|",
+            *(f"| {n} | {row['seconds'][n]:.0f} | {row['faster'][n]:.2f} |" for n in row["seconds"]),
+            "", f"*{row['iterations']} iterations an arm. {where(row['machine'])}.*",
+        ]  # fmt: skip
+    return "\n".join(text)
+
+
+AXES = {
+    "responses": "responses an iteration", "response": "tokens of a response", "prompt": "tokens of a prompt",
+    "model": "hidden size; n: parameters",
+}  # fmt: skip
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "peers": ("peers.json", peers),
     "limits": ("peers.json", limits),
+    "levers": ("levers.json", levers),
+    "scaling": ("scaling.json", scaling),
+    "study": ("study.json", study),
 }
 """By the mark in the README: the file of results, and what makes a table of it."""
 

@@ -1,13 +1,13 @@
 """A worker of ours: one iteration of an arm, or ten steps of SFT or of the reward model, a lap.
 
-    python benchmarks/peers/ours.py '{"job": "grpo", "model": FOLDER, "set": {"rollout.weights": "merged"}}'
+    python benchmarks/ours.py '{"job": "grpo", "model": FOLDER, "set": {"rollout.weights": "merged"}}'
 
 Everything comes from ``conf/base`` but what ``set`` changes, by the names that ``--params`` knows.
 """
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ import torch
 import yaml
 from laps import Laps, resident
 from peft import LoraConfig, get_peft_model  # noqa: F401  what is imported here counts as imports
+from switches import FUNCTIONS
 from transformers import AutoModelForCausalLM, AutoTokenizer, GemmaForCausalLM  # noqa: F401
 
 from gemma_alignment.config import build
 from gemma_alignment.dotted import merged, nested
 from gemma_alignment.parameters import training as p
 from gemma_alignment.pipelines.models import open_base
+from gemma_alignment.pipelines.views import View
 from gemma_alignment.training.kl_control import KLController
 from gemma_alignment.training.methods import METHODS
 from gemma_alignment.training.policy_evaluation import HeldOut
@@ -30,7 +32,7 @@ from gemma_alignment.training.preference import train_reward_model
 from gemma_alignment.training.score_normalization import score_normalizer
 from gemma_alignment.training.supervised import train_supervised
 
-CONF = Path(__file__).parents[2] / "conf" / "base"
+CONF = Path(__file__).parents[1] / "conf" / "base"
 FOREVER = 10**6
 STEPS = 10
 """Optimizer steps of SFT and reward model in a lap."""
@@ -54,8 +56,13 @@ def parameters(changed: dict[str, Any]) -> dict[str, Any]:
     return merged(tree, nested({**COMMON, **changed}))
 
 
-def arm(method: str, model: Any, chat: Any, data: list[dict[str, Any]], tree: dict[str, Any]) -> Iterator[Any]:
-    """The loop of an arm with a fresh reward model of the same base, after the evaluation that it begins with."""
+def arm(
+    method: str, model: Any, chat: Any, data: Sequence[dict[str, Any]], tree: dict[str, Any], off: Sequence[str] = ()
+) -> Iterator[Any]:
+    """The loop of an arm with a fresh reward model of the same base, after the evaluation that it begins with.
+
+    ``off``: levers of ``switches.FUNCTIONS`` that are switched off.
+    """
     how = build(METHODS[method], tree[method], method)
     shared = build(p.PolicyOptimizationParameters, tree["policy_optimization"], "policy_optimization")
     control = build(p.KLControlParameters, tree["kl_control"], "kl_control")
@@ -65,13 +72,15 @@ def arm(method: str, model: Any, chat: Any, data: list[dict[str, Any]], tree: di
         model.add("critic", zero_head=True)
     one = data[0]
     run = Run(
-        method=how, model=model, chat=chat, prompts=[(str(i), row["prompt"]) for i, row in enumerate(data)],
+        method=how, model=model, chat=chat, prompts=View(data, lambda row: (row["prompt"], row["prompt"])),
         held_out=HeldOut([("0", one["prompt"])], [(one["prompt_ids"], one["chosen"])], ["0"]),
         settings=shared, rollout=build(p.RolloutParameters, tree["rollout"], "rollout"),
         kl_controller=KLController(**{f.name: getattr(control, f.name) for f in fields(control)}),
         score_normalizer=score_normalizer(how.normalize_scores, 0.0, 1.0, 0.95), scale=(0.0, 1.0), seed=1,
         evaluation_seed=2, gold=None, peak_memory=lambda: resident("VmHWM"),
     )  # fmt: skip
+    for lever in off:
+        FUNCTIONS[lever](run)
     records = optimize(run)
     next(records)
     return records
@@ -92,7 +101,7 @@ def work(asked: dict[str, Any]) -> tuple[Iterator[Any], Any]:
         settings = build(p.RewardModelParameters, tree["reward_model"], "reward_model")
         pairs = [(r["prompt_ids"], r["chosen"], r["rejected"]) for r in data]
         return train_reward_model(model, pairs, settings, chat.pad_id, 1), model
-    return arm(asked["job"], model, chat, data, tree), model
+    return arm(asked["job"], model, chat, data, tree, asked.get("off", ())), model
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Ours against TRL on the same model, data and batch: two processes that take turns, lap by lap.
 
-    python benchmarks/peers/versus.py --laps 7                      # or: make bench
-    python benchmarks/peers/versus.py --only grpo --laps 15
+    python benchmarks/versus.py --laps 7                      # or: make bench
+    python benchmarks/versus.py --only grpo --laps 15
 
 Each case starts one worker of ours and one of TRL's; while one does a lap the other waits for its line. The ratio of a
 round is TRL's time by ours, of the clock and of the processor; the second one also means something on a machine with
@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from job import made
+from machine import described
+from switches import FUNCTIONS, PORTABLE
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-RESULTS = HERE.parent / "results" / "peers.json"
-sys.path.insert(0, str(HERE.parent))
-from machine import described  # noqa: E402
+ROOT = HERE.parent
+RESULTS = HERE / "results" / "peers.json"
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,13 @@ class Case:
     ours: dict[str, Any] = field(default_factory=dict)
     """Parameters that are changed, as after ``--params``."""
     theirs: dict[str, Any] = field(default_factory=dict)
+    off: tuple[str, ...] = ()
+    """Levers of ours that are switched off."""
 
 
 CASES = (
     Case("grpo", "base", "grpo", 4.0),
+    Case("grpo-portable", "base", "grpo", 2.8, off=(PORTABLE,)),
     Case("grpo-mid", "mid", "grpo", 5.0),
     Case("ppo", "base", "ppo", 2.5, "1.12.0"),
     Case("ppo-equal-critic", "base", "ppo", 2.5, "1.12.0", theirs={"critic": "adapter"}),
@@ -91,7 +94,8 @@ class Worker:
 def compared(case: Case, folder: Path, pythons: dict[str, str], laps: int, warm_up: int) -> dict[str, Any]:
     """One case: laps in turns, who begins in turns too; then one lap each whose operations are counted."""
     model = str(made(case.size, folder))
-    ours = Worker(sys.executable, "ours.py", {"job": case.job, "model": model, "set": case.ours}, folder / "ours.log")
+    asked = {"job": case.job, "model": model, "set": case.ours, "off": case.off}
+    ours = Worker(sys.executable, "ours.py", asked, folder / "ours.log")
     theirs = Worker(pythons[case.version], "theirs.py", {"job": case.job, "model": model, **case.theirs},
                     folder / "theirs.log")  # fmt: skip
     rounds: list[tuple[dict[str, Any], dict[str, Any]]] = []
@@ -151,7 +155,7 @@ def main() -> None:
     names = [name for name in asked.only.split(",") if name] or [case.name for case in CASES]
     kept = json.loads(RESULTS.read_text())["cases"] if RESULTS.exists() else []
     for case in CASES:
-        if case.name not in names:
+        if case.name not in names or not set(case.off) <= set(FUNCTIONS):
             continue
         row = compared(case, folder, pythons, asked.laps, asked.warm_up) | {"machine": described()}
         kept = [*(old for old in kept if old["case"] != case.name), row]

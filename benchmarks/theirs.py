@@ -1,6 +1,6 @@
 """A worker of TRL's: the same job with its trainers, held at the end of a lap until the next one is asked for.
 
-    python benchmarks/peers/theirs.py '{"job": "grpo", "model": FOLDER}'
+    python benchmarks/theirs.py '{"job": "grpo", "model": FOLDER}'
 
 Knows nothing of the package: it runs in an environment of its own. GRPO, SFT and reward model are in every version; PPO
 is in 1.12.0 and not in 1.16.

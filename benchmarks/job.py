@@ -1,6 +1,6 @@
 """The job that both sides do: one small model that has learned when to stop, and token ids of one set of data.
 
-    python benchmarks/peers/job.py base FOLDER      # about a minute; mid some minutes
+    python benchmarks/job.py base FOLDER      # about a minute; mid some minutes
 
 Sizes are those of the measurements that the speed targets were set by: *base* has 0.475 M parameters; *mid* a hidden
 size of 256, 6 layers and a vocabulary of 8,192.

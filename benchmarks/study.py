@@ -1,0 +1,123 @@
+"""A whole study: how long a process takes to start, cold and from the warm server, and wall time against workers.
+
+    python benchmarks/study.py start --rounds 5         # to the first record of a small arm, in turns
+    python benchmarks/study.py workers --most 2         # six short arms on prepared artefacts, 1 to 2 at a time
+
+Results go to ``benchmarks/results/study.json``. The data is made in ``build/bench/study`` and kept.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from machine import described
+
+from gemma_alignment.study.processes import anew, surroundings
+from gemma_alignment.study.warm import Warm
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results" / "study.json"
+FOLDER = ROOT / "build" / "bench" / "study"
+PREPARATION = "data_processing,sft,reward_model"
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def run(words: Sequence[str]) -> None:
+    """A command of Kedro on this project; its output where it fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", "kedro", *words], cwd=ROOT, env=variables(), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(words)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+
+def variables() -> dict[str, str]:
+    """Those of a study's process, with an MLflow store of the benchmark's own."""
+    return {**surroundings(), "MLFLOW_TRACKING_URI": f"sqlite:///{FOLDER / 'mlflow.db'}"}
+
+
+def prepared(env: str) -> Path:
+    """The data of an environment with everything that an arm needs."""
+    root = FOLDER / env
+    if not (root / "06_models" / "rm_model_bt" / "head.safetensors").exists():
+        root.mkdir(parents=True, exist_ok=True)
+        run(["run", f"--pipelines={PREPARATION}", f"--env={env}", "--params", f"data_root={root}"])
+    return root
+
+
+def spent(pid: int) -> float:
+    """Processor seconds of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def started(how: str, launch: Any, root: Path, seed: int) -> dict[str, float]:
+    """Seconds, of the clock and of the processor, from a start to the first record of an arm."""
+    line = root / "07_model_output" / f"grpo@{how}" / f"seed={seed}" / "history.jsonl"
+    line.unlink(missing_ok=True)
+    words = ["run", "--pipelines=grpo", "--env=test", "--params",
+             f"data_root={root},seed={seed},variant={how},overwrite=true"]  # fmt: skip
+    begun = time.perf_counter()
+    with (root / f"{how}.log").open("wb") as output:
+        process = launch(words, ROOT, variables(), output)
+    while not (line.exists() and line.stat().st_size):
+        if process.poll() is not None:
+            raise RuntimeError((root / f"{how}.log").read_text()[-2000:])
+        time.sleep(0.01)
+    found = {"wall_s": time.perf_counter() - begun, "cpu_s": spent(process.pid)}
+    if process.wait():
+        raise RuntimeError((root / f"{how}.log").read_text()[-2000:])
+    return found
+
+
+def start(rounds: int) -> dict[str, Any]:
+    """Cold and warm starts in turns; the first of each, which warms the disk's cache, is left out."""
+    root = prepared("test")
+    rows = []
+    with Warm(ROOT, variables()) as server:
+        for number in range(rounds + 1):
+            rows.append({how: started(how, launch, root, number)
+                         for how, launch in (("cold", anew), ("warm", server.start))})  # fmt: skip
+    kept = rows[1:]
+    return {
+        "rounds": kept,
+        **{f"{how}_{key}": statistics.median(row[how][key] for row in kept)
+           for how in ("cold", "warm") for key in ("wall_s", "cpu_s")},
+    }  # fmt: skip
+
+
+def against_workers(most: int, iterations: int) -> dict[str, Any]:
+    """Wall time of six arms, evaluation and report on prepared artefacts, for 1 to ``most`` workers."""
+    root = prepared("base")
+    seconds = {}
+    for count in range(1, most + 1):
+        changed = f"data_root={root},policy_optimization.num_iterations={iterations},overwrite=true"
+        begun = time.perf_counter()
+        run(["study", f"--workers={count}", "--params", changed])
+        seconds[count] = time.perf_counter() - begun
+    return {"iterations": iterations, "seconds": seconds, "faster": {n: seconds[1] / s for n, s in seconds.items()}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("part", choices=("start", "workers"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--most", type=int, default=2)
+    parser.add_argument("--iterations", type=int, default=20)
+    asked = parser.parse_args()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    found = start(asked.rounds) if asked.part == "start" else against_workers(asked.most, asked.iterations)
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    RESULTS.write_text(json.dumps({**kept, asked.part: found | {"machine": described()}}, indent=1) + "\n")
+    print(json.dumps({key: value for key, value in found.items() if key != "rounds"}))
+
+
+if __name__ == "__main__":
+    main()
