@@ -77,9 +77,10 @@ def _become(words: list[str], cwd: Path, env: dict[str, str], output: int) -> No
         sys.argv = words
         from kedro.framework.cli import main
 
-        from gemma_alignment.study import processes
+        from gemma_alignment.study import processes, warm
 
         processes.subprocess = FORKING  # type: ignore[assignment]
+        warm.adopt = lambda orphans: False  # everything is loaded here already
         main()
         code = 0
     except SystemExit as end:

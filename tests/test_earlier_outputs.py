@@ -13,7 +13,7 @@ from gemma_alignment.datasets.checkpoint_store import CheckpointStore, saved
 from gemma_alignment.errors import NothingToDo, UserError
 from gemma_alignment.hooks.given import files_given
 from gemma_alignment.pipelines.evaluation import create_pipeline
-from gemma_alignment.study import processes
+from gemma_alignment.study import processes, warm
 from gemma_alignment.study.command import planned
 from gemma_alignment.study.local import run_study
 from gemma_alignment.study.plan import Plan, Run
@@ -177,6 +177,7 @@ def test_one_that_got_further_leaves_its_own_and_none_of_the_old_ones(trained, m
 
 def test_a_study_reuses_finished_arms_unless_they_are_to_be_repeated(trained, monkeypatch):
     monkeypatch.setattr(processes, "subprocess", FORKING)
+    monkeypatch.setattr(warm, "adopt", lambda orphans: False)
     made = trained.record("grpo/seed=42")
     code, said = studied(trained)
     assert (code, trained.record("grpo/seed=42")) == (0, made), said

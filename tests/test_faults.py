@@ -29,7 +29,7 @@ from gemma_alignment.datasets.run_log import RunLog
 from gemma_alignment.errors import UserError
 from gemma_alignment.explain import explained
 from gemma_alignment.schemas import TrainingState, UpdateRecord
-from gemma_alignment.study import processes
+from gemma_alignment.study import processes, warm
 from gemma_alignment.study.command import planned, start
 from gemma_alignment.study.local import run_study
 from gemma_alignment.study.lock import alone
@@ -131,6 +131,7 @@ def forked(project, monkeypatch):
     """The small project prepared; processes of a study are forked."""
     project.run("data_processing", "sft", "reward_model")
     monkeypatch.setattr(processes, "subprocess", FORKING)
+    monkeypatch.setattr(warm, "adopt", lambda orphans: False)  # no server: what a test changes here is to be inherited
     return project
 
 

@@ -22,9 +22,19 @@ from gemma_alignment.study.board import Board
 from gemma_alignment.study.heartbeat import Heartbeat
 from gemma_alignment.study.parent import ParentRun
 from gemma_alignment.study.plan import Plan, Run
-from gemma_alignment.study.processes import Child, default_workers, drive, environment, stop
+from gemma_alignment.study.processes import (
+    Child,
+    Start,
+    default_workers,
+    drive,
+    environment,
+    may_use_gpu,
+    stop,
+    surroundings,
+)
 from gemma_alignment.study.project import Opened
 from gemma_alignment.study.summary import summary
+from gemma_alignment.study.warm import Warm
 
 
 def run_study(project: Path, plan: Plan, workers: int | None, console: Console, resume: bool = False) -> int:
@@ -37,18 +47,23 @@ def run_study(project: Path, plan: Plan, workers: int | None, console: Console, 
     """
     opened = Opened.open(project, plan)
     check_device(opened.parameters)
-    check_judge(opened.parameters, opened.catalog.load(JUDGE))
-    stale = opened.left_to_prepare(resume)
-    for arm in plan.arms:
-        opened.check(opened.going_on(arm) if resume else arm, stale)
-    study = _Study(plan, opened, console, resume)
+    with Warm(project, surroundings(), not may_use_gpu(opened.parameters["runtime"]["device"])) as warm:
+        check_judge(opened.parameters, opened.catalog.load(JUDGE))
+        stale = opened.left_to_prepare(resume)
+        for arm in plan.arms:
+            opened.check(opened.going_on(arm) if resume else arm, stale)
+        return _run(_Study(plan, opened, console, resume, warm.start), stale, workers)
+
+
+def _run(study: "_Study", stale: tuple[str, ...], workers: int | None) -> int:
+    """All of it, whatever ends it; the exit status."""
     status = "FAILED"
     try:
         with _signals():
             status = "FINISHED" if study.run(stale, workers) else "FAILED"
     except RunInterrupted as error:
         status = "KILLED"
-        console.print(f"{error.name}: stopping what runs …", highlight=False)
+        study.console.print(f"{error.name}: stopping what runs …", highlight=False)
         stop(study.children)
         return error.code
     finally:
@@ -63,11 +78,12 @@ def run_study(project: Path, plan: Plan, workers: int | None, console: Console, 
 class _Study:
     """The processes of one study."""
 
-    def __init__(self, plan: Plan, opened: Opened, console: Console, resume: bool) -> None:
+    def __init__(self, plan: Plan, opened: Opened, console: Console, resume: bool, start: Start) -> None:
         self._plan = plan
         self._opened = opened
-        self._console = console
+        self.console = console
         self._resume = resume
+        self._start = start
         methods, seeds = ",".join(plan.methods), ",".join(map(str, plan.seeds))
         tags = {"methods": methods, "seeds": seeds}
         if plan.variants:
@@ -83,7 +99,7 @@ class _Study:
 
     def run(self, stale: tuple[str, ...], workers: int | None) -> bool:
         """Every process in its order; whether all of them ended well."""
-        self._console.print(f"{self.parent.name}: {len(self._plan.arms)} runs", highlight=False)
+        self.console.print(f"{self.parent.name}: {len(self._plan.arms)} runs", highlight=False)
         output = self._opened.data_root / "07_model_output"
         prepare = self._going_on(Run(stale or PREPARATION, self._plan.params, self._plan.env))
         preparation = Child(prepare, output / "preparation.log", reused=not stale)
@@ -122,8 +138,9 @@ class _Study:
         todo = [child for child in children if not child.reused]
         for each in children:
             self.parent.settle(each, root)  # what an outage kept from MLflow the last time
-        with Board(children, root, iterations, self._console) as board:
-            for child in drive(todo, workers, self._opened.path, self._variables):
+        with Board(children, root, iterations, self.console) as board:
+            threads = int(self._opened.parameters["runtime"]["threads"])
+            for child in drive(todo, workers, self._opened.path, self._variables, self._start, threads):
                 board.refresh()
                 for sentence in heartbeat.look(todo):
                     board.say(sentence)
@@ -147,20 +164,20 @@ class _Study:
         if (root / "08_reporting" / "report.html").exists() and self.children[-1].state == "done":
             counts["closed"] = 1
         seconds = time.monotonic() - self._started
-        self._console.print()
+        self.console.print()
         for line in summary(
             self.parent.name, status, counts, seconds, self._plan, root, shown(self.parent.tracking_uri)
         ):
-            self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+            self.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     def _explain(self, child: Child) -> None:
         records = [Record.read(stage.directory(self._opened.data_root)) for stage in child.run.stages]
         pid = child.process.pid if child.process else None
         errors = [one.error for one in records if one and one.pid == pid and one.error]
-        self._console.print(f"\n[red]{child.run.label} failed[/red]  {'; '.join(errors)}", soft_wrap=True)
+        self.console.print(f"\n[red]{child.run.label} failed[/red]  {'; '.join(errors)}", soft_wrap=True)
         for line in child.tail().splitlines():
-            self._console.print(f"  │ {line}", markup=False, highlight=False, soft_wrap=True)
-        self._console.print(f"  its output: {child.log}", highlight=False, soft_wrap=True)
+            self.console.print(f"  │ {line}", markup=False, highlight=False, soft_wrap=True)
+        self.console.print(f"  its output: {child.log}", highlight=False, soft_wrap=True)
 
 
 @contextmanager

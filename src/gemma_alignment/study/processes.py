@@ -6,8 +6,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Protocol
 
 from gemma_alignment.study.plan import Run
 
@@ -19,6 +21,37 @@ GRACE = 30.0
 TICK = 0.25
 
 
+class Process(Protocol):
+    """What a study asks of a process: the part of ``subprocess.Popen`` that it uses."""
+
+    @property
+    def pid(self) -> int: ...  # noqa: D102
+    def poll(self) -> int | None: ...  # noqa: D102
+    def wait(self) -> int | None: ...  # noqa: D102
+
+
+class Start(Protocol):
+    """A way to start the processes of a study."""
+
+    def __call__(
+        self, words: Sequence[str], project: Path, variables: Mapping[str, str], output: IO[bytes]
+    ) -> Process:
+        """Start ``kedro`` with words in a folder, under variables, in a group of its own, its output in a file."""
+
+
+def anew(words: Sequence[str], project: Path, variables: Mapping[str, str], output: IO[bytes]) -> Process:
+    """A process of ``kedro`` that loads everything itself, in a group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "kedro", *words],
+        cwd=project,
+        env=dict(variables),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
 @dataclass
 class Child:
     """One process of the study."""
@@ -26,7 +59,7 @@ class Child:
     run: Run
     log: Path
     """Where its output goes."""
-    process: subprocess.Popen[bytes] | None = None
+    process: Process | None = None
     started: float | None = None
     ended: float | None = None
     reused: bool = False
@@ -57,20 +90,17 @@ class Child:
             return 0.0
         return (self.ended or time.monotonic()) - self.started
 
-    def start(self, project: Path, environment: Mapping[str, str]) -> None:
-        """Start ``kedro run``; Ctrl-C in the terminal does not reach it, only :meth:`stop` does."""
+    def start(
+        self, project: Path, variables: Mapping[str, str], start: Start = anew, cores: frozenset[int] = frozenset()
+    ) -> None:
+        """Start ``kedro run``, on ``cores`` alone if any are named; Ctrl-C does not reach it, :meth:`stop` does."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab" if self.run.params.get("resume") else "wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "kedro", *self.run.arguments()],
-                cwd=project,
-                env=dict(environment),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            self.process = start(self.run.arguments(), project, variables, output)
         self.started = time.monotonic()
+        if cores:
+            with suppress(OSError):  # over already, or not ours to place
+                os.sched_setaffinity(self.process.pid, cores)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to its whole group, if it still runs."""
@@ -95,36 +125,39 @@ class Child:
         return "\n".join(text.rstrip().splitlines()[-lines:])
 
 
-def environment(parent: str, study: str, tracking_uri: str) -> dict[str, str]:
-    """The variables of a child: this process's, its place in MLflow, one thread unless the user set more."""
-    from gemma_alignment.hooks.tracking import PARENT, STUDY
-
+def surroundings() -> dict[str, str]:
+    """The variables of every child: this process's, one thread unless the user set more."""
     quiet = {"COLUMNS": "120", "PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     threads = dict.fromkeys(ONE_THREAD, "1")
     defaults = {"TOKENIZERS_PARALLELISM": "false", **threads, **KEEP_MEMORY}
-    return {
-        **defaults,
-        **os.environ,
-        **quiet,
-        "MLFLOW_TRACKING_URI": tracking_uri,
-        PARENT: parent,
-        STUDY: study,
-    }
+    return {**defaults, **os.environ, **quiet}
+
+
+def environment(parent: str, study: str, tracking_uri: str) -> dict[str, str]:
+    """The same, and a child's place in MLflow."""
+    from gemma_alignment.hooks.tracking import PARENT, STUDY
+
+    return {**surroundings(), "MLFLOW_TRACKING_URI": tracking_uri, PARENT: parent, STUDY: study}
 
 
 def drive(
-    children: Sequence[Child], workers: int, project: Path, variables: Mapping[str, str]
-) -> Iterator[Child | None]:
-    """Run ``children`` in order, ``workers`` at a time; yields each one that ended, None on a tick."""
-    waiting, running = list(children), list[Child]()
+    children: Sequence[Child], workers: int, project: Path, variables: Mapping[str, str], start: Start = anew,
+    threads: int = 1,
+) -> Iterator[Child | None]:  # fmt: skip
+    """Run ``children`` in order, ``workers`` at a time; yields each one that ended, None on a tick.
+
+    Workers that fill this machine, each with so many ``threads``, keep to cores of their own.
+    """
+    waiting, running = list(children), dict[int, Child]()
+    places = shares(workers, threads)
     while waiting or running:
-        while waiting and len(running) < workers:
-            child = waiting.pop(0)
-            child.start(project, variables)
-            running.append(child)
-        over = [child for child in running if child.code is not None]
-        running = [child for child in running if child.code is None]
-        for child in over:
+        for place in range(workers):
+            if waiting and place not in running:
+                running[place] = waiting.pop(0)
+                running[place].start(project, variables, start, places[place])
+        over = [place for place, child in running.items() if child.code is not None]
+        for place in over:
+            child = running.pop(place)
             child.ended = time.monotonic()
             yield child
         if not over:
@@ -146,9 +179,26 @@ def stop(children: Sequence[Child]) -> None:
         child.ended = child.ended or time.monotonic()
 
 
+def shares(workers: int, threads: int) -> list[frozenset[int]]:
+    """The cores of each worker: ``threads`` of its own where the workers fill this process's cores, else none.
+
+    A few workers on many cores are left to the system: it knows what else runs, and another study's would be put on
+    the same first cores. One alone is too: what it writes to MLflow in the background has the other core.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if workers == 1 or workers * threads != len(cores):
+        return [frozenset()] * workers
+    return [frozenset(cores[place * threads : (place + 1) * threads]) for place in range(workers)]
+
+
+def may_use_gpu(device: str) -> bool:
+    """Whether runs may go to a GPU: one is asked for or left open, and the system has one of NVIDIA's."""
+    return device != "cpu" and any(Path("/dev").glob("nvidia[0-9]*"))
+
+
 def default_workers(device: str) -> int:
     """As many as this process may use cores; one where the runs share a GPU."""
-    if device != "cpu" and any(Path("/dev").glob("nvidia[0-9]*")):
+    if may_use_gpu(device):
         import torch
 
         if torch.cuda.is_available():
