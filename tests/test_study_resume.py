@@ -134,6 +134,24 @@ def test_what_was_interrupted_before_the_arms_is_done_again_first(half):
     ]  # fmt: skip
 
 
+def test_a_stage_that_was_shot_between_its_record_and_its_end_in_mlflow_ends_there_too(half):
+    """It is through, so no process of the next attempt has it; those after it have."""
+    (half.data / "07_model_output/reward_model/run.json").unlink()
+    run_id = half.record("sft").mlflow_run_id
+    half.client.update_run(run_id, status="RUNNING")
+    half.client.set_tag(run_id, PARENT_TAG, parent_of(half))
+    code, said = resumed(half, plan())
+    assert code == 0, said
+    assert half.client.get_run(run_id).info.status == "FINISHED"
+
+
+PARENT_TAG = "mlflow.parentRunId"
+
+
+def parent_of(project):
+    return next(run.info.run_id for run in project.runs() if run.info.run_name == "study-x")
+
+
 def test_a_report_of_other_answers_is_made_again_whatever_the_clock_says(half):
     half.run("grpo", seed=1, resume=True)
     half.run("evaluation", "reporting")

@@ -103,6 +103,8 @@ class _Study:
         output = self._opened.data_root / "07_model_output"
         prepare = self._going_on(Run(stale or PREPARATION, self._plan.params, self._plan.env))
         preparation = Child(prepare, output / "preparation.log", reused=not stale)
+        whole = Run(PREPARATION, self._plan.params, self._plan.env)  # with the stages that are through already
+        self.parent.settle(Child(whole, preparation.log, reused=True), self._opened.data_root)
         if not self._through([preparation], 1):
             return False
         arms = [self._arm(run) for run in self._plan.arms]
