@@ -106,7 +106,7 @@ def test_another_configuration_does_not_go_on_and_the_difference_is_shown(interr
 
 
 def test_a_model_that_was_made_anew_is_a_difference_too(interrupted):
-    (interrupted.data / "06_models/rm_model_bt/adapter_config.json").write_text('{"value": 1}')
+    interrupted.run("reward_model", overwrite=True, prepare_seed=7)
     with pytest.raises(UserError, match=r"reward_model \(input\): [0-9a-f]{12} → [0-9a-f]{12}"):
         interrupted.run("grpo", resume=True)
 

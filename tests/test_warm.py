@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gemma_alignment.study import processes, warm
+from gemma_alignment.study.plan import Run
 from gemma_alignment.study.processes import shares
 from gemma_alignment.study.warm import Forked, Warm, adopt
 
@@ -181,3 +182,39 @@ def test_a_worker_is_put_on_its_cores(tmp_path):
     finally:
         child.process.kill()
         child.process.wait()
+
+
+def test_a_forked_process_has_its_group_before_its_number_is_known(light, tmp_path):
+    with Warm(tmp_path, light) as server:
+        for number in range(20):
+            process = started(server, "wait", light, tmp_path / f"{number}.log")
+            os.killpg(process.pid, signal.SIGKILL)  # no such group: ProcessLookupError
+            assert process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_middle_of_a_start_comes_when_the_process_is_noted(tmp_path, number):
+    class Asked(Exception):
+        pass
+
+    def ask(*_):
+        raise Asked
+
+    def start(words, project, variables, output):
+        os.kill(os.getpid(), number)
+        time.sleep(0.05)
+        return processes.anew(["--version"], project, variables, output)
+
+    child = processes.Child(Run((), {}, None), tmp_path / "run.log")
+    before = signal.signal(number, ask)
+    try:
+        with pytest.raises(Asked):
+            child.start(tmp_path, dict(os.environ), start)
+        assert signal.getsignal(number) is ask
+    finally:
+        signal.signal(number, before)
+    assert child.process is not None
+    blocked = Path(f"/proc/{child.process.pid}/status").read_text().split("SigBlk:")[1].split()[0]
+    assert int(blocked, 16) == 0, "what was started can be stopped"
+    child.signal(signal.SIGKILL)
+    child.process.wait()

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
@@ -52,6 +52,26 @@ def anew(words: Sequence[str], project: Path, variables: Mapping[str, str], outp
     )
 
 
+@contextmanager
+def undivided() -> Iterator[None]:
+    """SIGINT and SIGTERM come after the block: a process that was started and not noted yet could not be stopped.
+
+    They are held back by handlers, not blocked: a process that is started anew would inherit the block.
+    """
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)
+
+
 @dataclass
 class Child:
     """One process of the study."""
@@ -95,7 +115,7 @@ class Child:
     ) -> None:
         """Start ``kedro run``, on ``cores`` alone if any are named; Ctrl-C does not reach it, :meth:`stop` does."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab" if self.run.params.get("resume") else "wb") as output:
+        with self.log.open("ab" if self.run.params.get("resume") else "wb") as output, undivided():
             self.process = start(self.run.arguments(), project, variables, output)
         self.started = time.monotonic()
         if cores:

@@ -189,16 +189,16 @@ def _serve(line: socket.socket) -> tuple[list[str], dict[str, str], int] | None:
 
 
 def _fork_twice() -> int:
-    """0 in the new process, its number in this one, whose child it is not."""
+    """0 in the new process, its number in this one, whose child it is not; it has a group of its own by then."""
     reading, writing = os.pipe()
     between = os.fork()
     if between == 0:
-        pid = os.fork()
-        if pid == 0:
+        if os.fork() == 0:
+            os.setsid()  # before anybody knows its number: who stops it stops its group
+            os.write(writing, str(os.getpid()).encode())
             os.close(reading)
             os.close(writing)
             return 0
-        os.write(writing, str(pid).encode())
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as said:
@@ -208,8 +208,7 @@ def _fork_twice() -> int:
 
 
 def _become(words: list[str], variables: Mapping[str, str], output: int) -> None:
-    """Be a process of ``kedro`` as if started anew: own group, own output, own chance."""
-    os.setsid()
+    """Be a process of ``kedro`` as if started anew: own output, own chance."""
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)
