@@ -85,10 +85,7 @@ def optimize(run: Run, start: TrainingState | None = None) -> Iterator[UpdateRec
     for iteration in range(done + 1, settings.num_iterations + 1):
         started = time.perf_counter()
         is_evaluated = iteration % settings.eval_every == 0 or iteration == settings.num_iterations
-        remaining = 1 - (iteration - 1) / settings.num_iterations
-        for optimizer in optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * remaining
+        _anneal(optimizers, 1 - (iteration - 1) / settings.num_iterations)
         rows = prompt_order(len(run.prompts), per_iteration, iteration - 1, run.seed)
         prompts = [run.prompts[i] for i in rows]
         experience = collect(
@@ -136,6 +133,13 @@ def _adam(run: Run, role: Any, rate: float) -> torch.optim.Optimizer:
     for group in optimizer.param_groups:
         group["initial_lr"] = rate
     return optimizer
+
+
+def _anneal(optimizers: dict[str, torch.optim.Optimizer], remaining: float) -> None:
+    """Every learning rate at this part of its first value."""
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * remaining
 
 
 def minibatch_of(experience: Experience, credit: Credit, kl_coef: float) -> Minibatch:
