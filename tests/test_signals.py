@@ -13,8 +13,20 @@ from gemma_alignment.hooks.tracking import Tracking
 from gemma_alignment.study.parent import ParentRun
 
 
+DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+
+
+@pytest.fixture(autouse=True)
+def defaults():
+    """Handlers as a process begins with, whatever ran in this one before."""
+    found = {number: signal.signal(number, handler) for number, handler in DEFAULTS.items()}
+    yield
+    for number, handler in found.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
-def signals():
+def signals(defaults):
     listening = Signals()
     listening.install()
     yield listening
@@ -43,6 +55,19 @@ def test_what_is_written_at_the_end_is_not_cut_off(signals):
     os.kill(os.getpid(), signal.SIGTERM)
     assert signals.received is None  # the run was over before
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # a second one acts as ever
+
+
+@pytest.mark.parametrize("fails", ["gemma_alignment.hooks.tracking.Tracking.before_open", "mlflow.start_run"])
+def test_a_run_that_cannot_be_opened_leaves_signals_as_they_were(project, monkeypatch, fails):
+    """Before anything of this project's has noted it, and in what opens it."""
+
+    def refused(*_args, **_kwargs):
+        raise ConnectionError("the store does not answer")
+
+    with monkeypatch.context() as patch, pytest.raises(ConnectionError):
+        patch.setattr(fails, refused)
+        project.run("data_processing")
+    assert {number: signal.getsignal(number) for number in DEFAULTS} == DEFAULTS
 
 
 def test_only_what_asks_to_stop_is_let_through():

@@ -2,7 +2,7 @@
 
 import atexit
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kedro.framework.hooks import hook_impl
@@ -244,9 +244,15 @@ class After:
     def __init__(self, before: Before) -> None:
         self._before = before
 
-    @hook_impl
-    def before_pipeline_run(self) -> None:
-        """Learn which run was opened."""
+    @hook_impl(wrapper=True)
+    def before_pipeline_run(self) -> Iterator[None]:
+        """Learn which run was opened; where none could be, signals act as before."""
+        try:
+            yield
+        except BaseException:
+            if self._before.session is not None:
+                self._before.session.signals.restore()
+            raise
         if self._before.session is not None:
             self._before.session.tracking.after_open()
 
