@@ -12,7 +12,6 @@ from gemma_alignment.hooks.signals import Signals
 from gemma_alignment.hooks.tracking import Tracking
 from gemma_alignment.study.parent import ParentRun
 
-
 DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
 
