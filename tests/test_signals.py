@@ -90,9 +90,8 @@ def test_a_signal_that_comes_while_mlflow_is_asked_is_no_outage(signals, where, 
     tracking.run_id, tracking.lost = "a", False
     study = ParentRun.__new__(ParentRun)
     study._client, study._warned, study.run_id, study._experiment = client, False, "a", "0"
-    writer = MetricWriter(client, "a", interval=60.0, continued=True)
-    acts = {
-        "the last points of a run": lambda: writer.close([]),
+    acts = {  # a writer is made where it is closed: one that is left would ask this store a minute later
+        "the last points of a run": lambda: MetricWriter(client, "a", interval=60.0, continued=True).close([]),
         "a look at the store": lambda: tracking._is_back(None),
         "the end of a stage": lambda: tracking.end(SimpleNamespace(run_id="b"), "FINISHED"),
         "the end of a study": lambda: study.end("FINISHED"),
