@@ -37,9 +37,7 @@ def handles() -> int:
 def test_five_hundred_iterations_leave_no_trace_but_their_files(
     method: str, tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch, record_property: Any
 ) -> None:
-    # of 24 responses, a quarter of the embedded study's: an iteration that takes no time has no share to give
-    size = {"responses_per_iteration": 24, "minibatch_size": 12, "microbatch_size": 12}
-    changes = {"num_iterations": ITERATIONS, "eval_every": 50, "checkpoint_every": 10, **size}
+    changes = {"num_iterations": ITERATIONS, "eval_every": 50, "checkpoint_every": 10}
     training = replace(run(method, shared_changes=changes), scale=(0.0, 1.0))
     client = MlflowClient(f"sqlite:///{empty_store}")
     log = RunLog(tmp_path)
