@@ -21,6 +21,7 @@ from types import SimpleNamespace
 
 import pytest
 from killing import at_call
+from ports import free_port
 from rich.console import Console
 from soak import FORKING
 
@@ -258,9 +259,7 @@ class Server:
 
     def __init__(self, project):
         self.project, self.process = project, None
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
 
     def up(self):

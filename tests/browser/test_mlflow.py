@@ -9,6 +9,7 @@ import time
 import urllib.request
 
 import pytest
+from ports import free_port
 
 from gemma_alignment.study import view
 
@@ -20,11 +21,7 @@ NOT_OURS = "404"
 @pytest.fixture(scope="module")
 def pages(toy_study, tmp_path_factory):
     """The command behind ``make ui``, started and stopped: the address that it prints."""
-    import socket
-
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = free_port()
     log = tmp_path_factory.mktemp("ui") / "log"
     words = [sys.executable, "-m", "kedro", "study", "ui", "--port", str(port)]
     with log.open("wb") as output:
