@@ -56,7 +56,7 @@ def test_who_goes_which_way(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = adapted(dropout=0.5 if how == "dropout" else 0.0)
     quicken([layer])
     layer.set_adapter(["default", "other"] if how == "two" else ["default"])
-    x = torch.ones(1, 2, 7)
+    x = torch.ones(1, 4, 7)
     if how == "off":
         layer.enable_adapters(False)
         assert torch.equal(layer(x), layer.base_layer(x))
@@ -65,6 +65,44 @@ def test_who_goes_which_way(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     else:
         layer(x)
     assert len(calls) == (1 if how == "one" else 0)
+
+
+@pytest.mark.parametrize("how", ["adapted", "off", "bare", "mixed", "few rows"])
+def test_layers_side_by_side_are_those_one_by_one(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = adapted(), adapted()
+    second.lora_B["default"].weight.data.mul_(3)
+    quicken([first, second])
+    if how == "off":
+        first.enable_adapters(False)
+        second.enable_adapters(False)
+    layers = [first, second] if how in ("adapted", "off", "few rows") else [first.base_layer, second.base_layer]
+    if how == "mixed":
+        layers[0] = first
+    x = torch.randn(2 if how == "few rows" else 9, 7, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    upstream = torch.randn(len(x), 8, generator=torch.Generator().manual_seed(4))
+    found = []
+    for _ in range(2):
+        y = lora.side_by_side(layers, x)
+        y.backward(upstream)
+        learnt = [p for layer in (first, second) for p in layer.parameters() if p.grad is not None]
+        found.append([y.detach(), x.grad.clone(), *(p.grad.clone() for p in learnt)])
+        for tensor in (x, *learnt):
+            tensor.grad = None
+        monkeypatch.setattr(lora, "side_by_side", lambda layers, x: torch.cat([layer(x) for layer in layers], 1))
+        monkeypatch.setattr(lora, "_adapter", lambda *args: None)
+    assert len(found[0]) >= (2 if how in ("off", "bare") else 4)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=5e-6, rtol=5e-6)
+
+
+def test_what_is_switched_on_is_what_peft_says() -> None:
+    layer = adapted()
+    lora.activate([layer], ["other"])
+    assert layer.active_adapters == ["other"]
+    with lora.without_adapters([layer]):
+        assert layer.disable_adapters
+        assert torch.equal(layer(torch.ones(1, 7)), layer.base_layer(torch.ones(1, 7)))
+    assert not layer.disable_adapters
 
 
 def test_the_layers_of_a_shared_base_go_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +116,7 @@ def test_the_layers_of_a_shared_base_go_so(monkeypatch: pytest.MonkeyPatch) -> N
         found.append([logprobs.detach(), *(p.grad.clone() for p in model.parameters_of("policy"))])
         for p in model.parameters_of("policy"):
             p.grad = None
-        monkeypatch.setattr(lora, "_undropped", lambda *args: False)  # the second time all go PEFT's way
+        monkeypatch.setattr(lora, "_adapter", lambda *args: None)  # the second time all go PEFT's way
     largest = max(float(g.abs().max()) for g in found[1][1:])
     for one, other in zip(*found, strict=True):
         assert float((one - other).abs().max()) < 1e-5 * max(1.0, largest)

@@ -6,6 +6,7 @@ from scipy import stats
 from toy import PROMPTS, SHAPE, chat, disturb, settings, shared
 from transformers import GemmaForCausalLM
 
+from gemma_alignment.modeling.decoding import GemmaCached, ModulesCached
 from gemma_alignment.modeling.heads import prompts_at_a_time
 from gemma_alignment.rollout.experience import role_logprobs, rollout
 from gemma_alignment.rollout.sampling import draw, sample
@@ -46,19 +47,22 @@ def test_rows_do_not_depend_on_the_batch(batch_size: int) -> None:
     assert torch.equal(whole.sequences.response_tokens, parts.sequences.response_tokens)
 
 
-def test_few_prompts_at_a_time_go_through_a_wide_mlp(monkeypatch) -> None:
+@pytest.mark.parametrize("way", [GemmaCached, ModulesCached])
+def test_few_prompts_at_a_time_go_through_a_wide_mlp(way, monkeypatch) -> None:
     """A pass over prompts holds at most ``WIDE`` numbers of the MLP's width, and the tokens are the same."""
     _, whole = run()
     length = max(len(chat().encode_prompt(prompt)) for prompt in PROMPTS)
     monkeypatch.setattr("gemma_alignment.modeling.heads.WIDE", 3 * length * SHAPE.intermediate_size)
     assert prompts_at_a_time(length, SHAPE.intermediate_size) == 3
     assert prompts_at_a_time(10**9, 10**9) == 1
+    monkeypatch.setattr("gemma_alignment.rollout.sampling.cached", way)
     passes = []
-    forward = GemmaForCausalLM.forward
-    spied = lambda self, **given: passes.append(given) or forward(self, **given)  # noqa: E731
+    forward, prompts = GemmaForCausalLM.forward, GemmaCached._prompts
+    spied = lambda self, **given: passes.append(given["input_ids"]) or forward(self, **given)  # noqa: E731
     monkeypatch.setattr(GemmaForCausalLM, "forward", spied)
+    monkeypatch.setattr(GemmaCached, "_prompts", lambda self, *given: passes.append(given[0]) or prompts(self, *given))
     _, parts = run()
-    prefills = [tuple(given["input_ids"].shape) for given in passes if given["input_ids"].shape[1] > 1]
+    prefills = [tuple(ids.shape) for ids in passes if ids.shape[1] > 1]
     assert prefills == [(3, length), (1, length)]
     assert torch.equal(whole.sequences.response_tokens, parts.sequences.response_tokens)
     torch.testing.assert_close(parts.logprobs, whole.logprobs, atol=1e-5, rtol=0)

@@ -4,11 +4,11 @@ Both ways hold the cache, the mask and the positions of the rows that are still 
 told by :func:`cached`. They differ by rounding.
 """
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, rms_norm
+from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
 
 from gemma_alignment.modeling.heads import prompts_at_a_time
 
@@ -111,71 +111,126 @@ def _joined(*layers: Any) -> Tensor:
     return whole
 
 
+class _Layer(NamedTuple):
+    """The weights of a layer as a step reads them: norms with their 1 added, outer products transposed."""
+
+    norm: Tensor
+    mixing: Tensor
+    out: Tensor
+    second_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+    act: Any
+
+    @classmethod
+    def of(cls, layer: Any) -> "_Layer":
+        """Those of a layer that was laid side by side."""
+        attention, mlp = layer.self_attn, layer.mlp
+        return cls(
+            1.0 + layer.input_layernorm.weight, attention.side_by_side, attention.o_proj.weight.T,
+            1.0 + layer.post_attention_layernorm.weight, mlp.side_by_side, mlp.down_proj.weight.T, mlp.act_fn,
+        )  # fmt: skip
+
+
 class GemmaCached:
     """A cache of fixed size and the forward of one position, with the numbers of ``GemmaForCausalLM``."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._inner = model.model
         config = model.config
         self._heads, self._shared, self._width = (
             config.num_attention_heads, config.num_key_value_heads, config.head_dim,
         )  # fmt: skip
         self._scaling, self._epsilon = self._width**-0.5, config.rms_norm_eps
-        self._norms = {n: 1.0 + n.weight for n in self._inner.modules() if type(n) is type(self._inner.norm)}
+        self._layers = [_Layer.of(layer) for layer in model.model.layers]
+        self._norm_weight = 1.0 + model.model.norm.weight
 
     def prefill(self, tokens: Tensor, mask: Tensor, copies: int, steps: int) -> Tensor:
-        """See :class:`Cached`: the prompts go through the model's own modules."""
-        cache, logits = prefilled(self._model, tokens, mask)
+        """See :class:`Cached`."""
         self._length, self._positions = tokens.shape[1], mask.sum(1).repeat_interleave(copies)
-        self._keys = [self._room(layer.keys, copies, steps) for layer in cache.layers]
-        self._values = [self._room(layer.values, copies, steps) for layer in cache.layers]
         seen = torch.nn.functional.pad(mask.bool().repeat_interleave(copies, 0), (0, steps), value=True)
         hidden = torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, torch.finfo(torch.float32).min)
         self._bias = hidden.repeat_interleave(self._shared, 0)[:, None]
         every = torch.arange(self._length + steps, device=tokens.device)[None]
-        cosine, sine = self._inner.rotary_emb(logits, every)
-        half = self._width // 2
+        cosine, sine = self._model.model.rotary_emb(self._norm_weight, every)
         self._cosine, self._sine = cosine[0, :, None], sine[0, :, None].clone()
-        self._sine[..., :half] *= -1  # rotate_half(x) · sin = roll(x) · (−sin, sin)
-        return logits.repeat_interleave(copies, 0)
+        self._sine[..., : self._width // 2] *= -1  # rotate_half(x) · sin = roll(x) · (−sin, sin)
+        size = prompts_at_a_time(tokens.shape[1], self._model.config.intermediate_size)
+        parts = [self._prompts(*part) for part in zip(tokens.split(size), mask.split(size), strict=True)]
+        self._kept = [self._room(torch.cat(kept), copies, steps) for kept in zip(*(p[1] for p in parts), strict=True)]
+        return torch.cat([logits for logits, _ in parts]).repeat_interleave(copies, 0)
 
-    def _room(self, states: Tensor, copies: int, steps: int) -> Tensor:
-        """(G, kv, P, w) as (G · copies · kv, P + steps, w)."""
-        repeated = states.repeat_interleave(copies, 0).flatten(0, 1)
-        return torch.nn.functional.pad(repeated, (0, 0, 0, steps))
+    def _prompts(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits (G, V) after left-padded prompts (G, P); of every layer (G, P, 2 kv, w) keys and values.
+
+        The last layer computes keys and values of all positions, and the rest of the last one alone.
+        """
+        count, length = tokens.shape
+        positions, real = (mask.cumsum(1) - 1).clamp(min=0), mask.bool()[:, None, None]
+        itself = torch.eye(length, dtype=torch.bool, device=tokens.device)
+        seen = real & torch.ones_like(itself).tril() | itself
+        states = self._model.model.embed_tokens(tokens.flatten())
+        turn = self._cosine[positions.flatten()], self._sine[positions.flatten()]
+        found = []
+        for layer in self._layers:
+            mixed = self._mixed(layer, states, *turn).view(count, length, -1, self._width)
+            query, key, value = mixed.transpose(1, 2).split([self._heads, self._shared, self._shared], 1)
+            found.append(mixed[:, :, self._heads :])
+            if layer is self._layers[-1]:
+                states, query, seen = states.view(count, length, -1)[:, -1], query[:, :, -1:], seen[:, :, -1:]
+            attended = scaled_dot_product_attention(query, key, value, attn_mask=seen, enable_gqa=True)
+            states = self._after(layer, states, attended.transpose(1, 2).flatten(2).flatten(0, 1))
+        return self._logits(states), found
+
+    def _room(self, kept: Tensor, copies: int, steps: int) -> Tensor:
+        """(G, P, 2 kv, w) as (2, G · copies, kv, P + steps, w)."""
+        count, length = kept.shape[:2]
+        parts = kept.view(count, length, 2, self._shared, self._width).permute(2, 0, 3, 1, 4)
+        return torch.nn.functional.pad(parts.repeat_interleave(copies, 1), (0, 0, 0, steps))
 
     def step(self, tokens: Tensor) -> Tensor:
         """See :class:`Cached`."""
-        states = self._inner.embed_tokens(tokens)
+        states = self._model.model.embed_tokens(tokens)
         cosine, sine = self._cosine[self._positions], self._sine[self._positions]
-        for number, layer in enumerate(self._inner.layers):
-            attended = self._attend(number, layer, self._norm(layer.input_layernorm, states), cosine, sine)
-            states = torch.addmm(states, attended, layer.self_attn.o_proj.weight.T)
-            gate, up = linear(self._norm(layer.post_attention_layernorm, states), layer.mlp.side_by_side).chunk(2, 1)
-            states = torch.addmm(states, layer.mlp.act_fn(gate) * up, layer.mlp.down_proj.weight.T)
+        for layer, kept in zip(self._layers, self._kept, strict=True):
+            mixed = self._mixed(layer, states, cosine, sine)
+            states = self._after(layer, states, self._attended(mixed, kept))
         self._length += 1
         self._positions = self._positions + 1
-        return torch.as_tensor(self._model.lm_head(self._norm(self._inner.norm, states)))
+        return self._logits(states)
 
-    def _norm(self, norm: Any, states: Tensor) -> Tensor:
-        return rms_norm(states, (states.shape[1],), self._norms[norm], self._epsilon)
+    def _mixed(self, layer: _Layer, states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        """(N, heads + 2 kv, w) queries, keys and values of states (N, d), queries and keys turned."""
+        mixed = linear(self._norm(layer.norm, states), layer.mixing).view(len(states), -1, self._width)
+        turning = mixed[:, : self._heads + self._shared]
+        turned = turning.roll(self._width // 2, 2)
+        turning.mul_(cosine).addcmul_(turned, sine)
+        return mixed
 
-    def _attend(self, number: int, layer: Any, states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    def _attended(self, mixed: Tensor, kept: Tensor) -> Tensor:
         """(B, heads · w): what the new position takes from those before it and from itself."""
-        mixed = linear(states, layer.self_attn.side_by_side).view(len(states), -1, self._width)
-        turning, value = mixed[:, : self._heads + self._shared], mixed[:, self._heads + self._shared :]
-        turned = turning * cosine + turning.roll(self._width // 2, 2) * sine
-        keys, values = self._keys[number], self._values[number]
-        keys[:, self._length] = turned[:, self._heads :].reshape(-1, self._width)
-        values[:, self._length] = value.reshape(-1, self._width)
-        seen = slice(0, self._length + 1)
-        query = turned[:, : self._heads].reshape(len(keys), -1, self._width)
-        scores = torch.baddbmm(self._bias[:, :, seen], query, keys[:, seen].transpose(1, 2), alpha=self._scaling)
-        return torch.bmm(scores.softmax(-1), values[:, seen]).view(len(states), -1)
+        new = mixed[:, self._heads :].view(len(mixed), 2, self._shared, self._width)
+        kept[:, :, :, self._length] = new.transpose(0, 1)
+        keys, values = kept[:, :, :, : self._length + 1].flatten(1, 2)
+        query = mixed[:, : self._heads].reshape(len(keys), -1, self._width)
+        bias = self._bias[:, :, : self._length + 1]
+        scores = torch.baddbmm(bias, query, keys.transpose(1, 2), alpha=self._scaling)
+        return torch.bmm(scores.softmax(-1), values).view(len(mixed), -1)
+
+    def _after(self, layer: _Layer, states: Tensor, attended: Tensor) -> Tensor:
+        """States (N, d) after attention's output and the MLP."""
+        states = torch.addmm(states, attended, layer.out)
+        gate, up = linear(self._norm(layer.second_norm, states), layer.gate_up).chunk(2, 1)
+        return torch.addmm(states, layer.act(gate).mul_(up), layer.down)
+
+    def _norm(self, weight: Tensor, states: Tensor) -> Tensor:
+        return rms_norm(states, weight.shape, weight, self._epsilon)
+
+    def _logits(self, states: Tensor) -> Tensor:
+        return torch.as_tensor(self._model.lm_head(self._norm(self._norm_weight, states)))
 
     def keep(self, rows: Tensor) -> None:
         """See :class:`Cached`."""
         every = (rows[:, None] * self._shared + torch.arange(self._shared, device=rows.device)).flatten()
-        self._keys, self._values = [k[every] for k in self._keys], [v[every] for v in self._values]
+        self._kept = [kept[:, rows] for kept in self._kept]
         self._bias, self._positions = self._bias[every], self._positions[rows]

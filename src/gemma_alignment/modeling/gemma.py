@@ -5,12 +5,15 @@ model's own module, with the adapters that are active. Attention alone takes the
 those of ``GemmaForCausalLM``, rounding aside.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
+from gemma_alignment.modeling.lora import side_by_side
 from gemma_alignment.modeling.packing import Packed, masks_for
 
 
@@ -27,71 +30,141 @@ def gemma_states(model: Any, packed: Packed, wanted: Tensor) -> tuple[Tensor, in
     What no wanted state reads is left out of the last layer: there the others are keys and values alone.
     """
     inner = model.model
-    first, real = packed.first.flatten(), packed.group.flatten() >= 0
-    here = first == torch.arange(len(first), device=first.device)
-    own, again = here & real, (~here).nonzero()[:, 0]
-    number, places = (own.cumsum(0) - 1).clamp(min=0)[first], own.nonzero()[:, 0]
-    asked, order = number[wanted].unique(return_inverse=True)
+    rows, own = _rows_of(model, packed)
+    asked, order = rows.whole.number[wanted].unique(return_inverse=True)
     states = inner.embed_tokens(packed.tokens.flatten()[own])
-    turn = inner.rotary_emb(states, packed.positions.flatten()[own][None])
-    rows = _Rows(model.config, packed, (number, places, again), turn)
     last = len(inner.layers) - 1
     for depth, layer in enumerate(inner.layers):
         attention, mlp = layer.self_attn, layer.mlp
         mixed = _normed(layer.input_layernorm, states)
-        attended = rows.attend(attention.q_proj(mixed), attention.k_proj(mixed), attention.v_proj(mixed))
-        if depth == last:
-            attended, states = _Taken.apply(attended, asked), _Taken.apply(states, asked)
+        if depth < last:
+            attended = rows.attend(side_by_side([attention.q_proj, attention.k_proj, attention.v_proj], mixed))
+        else:
+            kept = side_by_side([attention.k_proj, attention.v_proj], mixed)
+            attended = rows.attend_last(attention.q_proj(_Taken.apply(mixed, asked)), kept, asked)
+            states = _Taken.apply(states, asked)
         states = states + attention.o_proj(attended)
         mixed = _normed(layer.post_attention_layernorm, states)
-        states = states + mlp.down_proj(mlp.act_fn(mlp.gate_proj(mixed)) * mlp.up_proj(mixed))
-    return _normed(inner.norm, states).index_select(0, order), len(places)
+        gate, up = side_by_side([mlp.gate_proj, mlp.up_proj], mixed).chunk(2, 1)
+        states = states + mlp.down_proj(mlp.act_fn(gate) * up)
+    return _normed(inner.norm, states).index_select(0, order), int(own.sum())
 
 
 def _normed(norm: Any, states: Tensor) -> Tensor:
     return rms_norm(states, (states.shape[-1],), 1.0 + norm.weight, norm.eps)
 
 
+@dataclass(frozen=True)
+class _Places:
+    """N positions in R rows of L places."""
+
+    shape: tuple[int, int]
+    """R and L."""
+    number: Tensor
+    """(R · L,) the position at each place; any where there is none."""
+    places: Tensor
+    """(N,) the place where each position stands first."""
+    again: Tensor
+    """The places where a position stands again, or none stands."""
+    turn: tuple[Tensor, Tensor]
+    """Cosine and signed sine (R · L, 1, w) of the angle that heads are turned by at each place."""
+
+    def laid(self, states: Tensor, heads: Sequence[int], turned: int) -> list[Tensor]:
+        """(N, Σ heads · w) as one (R, heads, L, w) each, the first ``turned`` heads turned."""
+        width = self.turn[0].shape[-1]
+        found = cast(Tensor, _Laid.apply(states, self.turn, turned * width, self.number, self.places, self.again))
+        return [
+            part.view(*self.shape, -1, width).transpose(1, 2) for part in found.split([n * width for n in heads], 1)
+        ]
+
+    def taken(self, rows: Tensor) -> Tensor:
+        """(R, heads, L, w) as (N, heads · w)."""
+        return cast(Tensor, _Taken.apply(rows.transpose(1, 2).flatten(2).flatten(0, 1), self.places))
+
+
+@dataclass(frozen=True)
 class _Rows:
     """Positions laid into rows for attention, and taken out again."""
 
-    def __init__(self, config: Any, packed: Packed, where: tuple[Tensor, Tensor, Tensor], turn: Any) -> None:
-        self._where, self._shape = where, packed.group.shape
-        self._mask = masks_for(config, packed, turn[0].dtype)
-        self._width = config.head_dim
-        self._cosine, self._sine = turn[0][0, :, None], turn[1][0, :, None].clone()
-        self._sine[..., : self._width // 2] *= -1  # rotate_half(x) · sin = roll(x) · (−sin, sin)
+    whole: _Places
+    mask: Tensor
+    """(R, 1, L, L) 0, or the least number."""
+    heads: tuple[int, int]
+    """Of queries, and of keys and values each."""
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """(N, heads · w) of queries (N, heads · w), keys and values (N, kv · w)."""
-        found = scaled_dot_product_attention(
-            self._laid(self._turned(query)), self._laid(self._turned(key)), self._laid(value), attn_mask=self._mask,
-            enable_gqa=True,
-        )  # fmt: skip
-        return cast(Tensor, _Taken.apply(found.transpose(1, 2).flatten(2).flatten(0, 1), self._where[1]))
+    def attend(self, states: Tensor) -> Tensor:
+        """(N, heads · w) of queries, keys and values side by side (N, (heads + 2 kv) · w)."""
+        query, key, value = self.whole.laid(states, (*self.heads, self.heads[1]), sum(self.heads))
+        return self.whole.taken(scaled_dot_product_attention(query, key, value, attn_mask=self.mask, enable_gqa=True))
 
-    def _turned(self, states: Tensor) -> Tensor:
-        heads = states.view(len(states), -1, self._width)
-        return (heads * self._cosine + heads.roll(self._width // 2, 2) * self._sine).flatten(1)
+    def attend_last(self, query: Tensor, kept: Tensor, asked: Tensor) -> Tensor:
+        """(n, heads · w) at the positions ``asked`` (n,), in order, of their queries and all keys and values."""
+        (rows, length), places = self.whole.shape, self.whole.places[asked]
+        row = places // length
+        slot = torch.arange(len(row), device=row.device) - torch.searchsorted(row, row)
+        width = int(slot.max()) + 1
+        own = row * width + slot
+        number, stands = (own.new_zeros(rows * width) for _ in range(2))
+        number[own], stands[own] = torch.arange(len(row), device=row.device), places
+        turn = self.whole.turn[0][stands], self.whole.turn[1][stands]
+        few = _Places((rows, width), number, own, own[:0], turn)
+        (laid,), (key, value) = few.laid(query, self.heads[:1], self.heads[0]), self.whole.laid(
+            kept, (self.heads[1], self.heads[1]), self.heads[1]
+        )
+        mask = self.mask.flatten(0, 2)[stands].view(rows, 1, width, length)
+        return few.taken(scaled_dot_product_attention(laid, key, value, attn_mask=mask, enable_gqa=True))
 
-    def _laid(self, states: Tensor) -> Tensor:
-        """(N, n · w) as (R, n, L, w)."""
-        return cast(Tensor, _Laid.apply(states, *self._where)).view(*self._shape, -1, self._width).transpose(1, 2)
+
+def _rows_of(model: Any, packed: Packed) -> tuple[_Rows, Tensor]:
+    """How the positions that differ stand in rows, and at which of all places (R · L,) each of them stands first."""
+    config, first, real = model.config, packed.first.flatten(), packed.group.flatten() >= 0
+    here = first == torch.arange(len(first), device=first.device)
+    own, again = here & real, (~here).nonzero()[:, 0]
+    cosine, sine = model.model.rotary_emb(model.model.embed_tokens.weight, packed.positions.flatten()[None])
+    sine = sine.clone()
+    sine[..., : config.head_dim // 2] *= -1  # rotate_half(x) · sin = roll(x) · (−sin, sin)
+    number, places = (own.cumsum(0) - 1).clamp(min=0)[first], own.nonzero()[:, 0]
+    rows, length = packed.group.shape
+    whole = _Places((rows, length), number, places, again, (cosine[0, :, None], sine[0, :, None]))
+    heads = config.num_attention_heads, config.num_key_value_heads
+    return _Rows(whole, masks_for(config, packed, torch.float32), heads), own
 
 
 class _Laid(torch.autograd.Function):
-    """Rows of x by number. A gradient is copied back from the place where a row stands first, others are added."""
+    """Rows of x by number, the heads of the first ``turning`` columns turned by their position's angles.
+
+    A gradient is copied back from the place where a row stands first, others are added.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, number: Tensor, first: Tensor, again: Tensor) -> Tensor:
-        ctx.save_for_backward(number, first, again)
-        return x.index_select(0, number)
+    def forward(
+        ctx: Any, x: Tensor, turn: tuple[Tensor, Tensor], turning: int, number: Tensor, places: Tensor, again: Tensor
+    ) -> Tensor:
+        cosine, sine = turn
+        ctx.save_for_backward(number, places, again, cosine, sine)
+        ctx.turning = turning
+        found = x.index_select(0, number)
+        heads = _heads(found, turning, cosine)
+        turned = heads.roll(heads.shape[2] // 2, 2).mul_(sine)
+        heads.mul_(cosine).add_(turned)
+        return found
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
-        number, first, again = ctx.saved_tensors
-        found = upstream[0].index_select(0, first)
-        return found.index_add_(0, number[again], upstream[0][again]), None, None, None
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        number, places, again, cosine, sine = ctx.saved_tensors
+        (gradient,) = upstream
+        found = gradient.index_select(0, places)
+        found.index_add_(0, number[again], gradient[again])
+        cosine, sine = cosine[places], sine[places]
+        heads = _heads(found, ctx.turning, cosine)
+        turned = (heads * sine).roll(heads.shape[2] // 2, 2)
+        heads.mul_(cosine).add_(turned)
+        return found, None, None, None, None, None
+
+
+def _heads(rows: Tensor, turning: int, cosine: Tensor) -> Tensor:
+    """The heads (N, n, w) in the first ``turning`` columns of rows, as a view."""
+    return rows[:, :turning].unflatten(1, (-1, cosine.shape[-1]))
 
 
 class _Taken(torch.autograd.Function):

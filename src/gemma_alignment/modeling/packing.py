@@ -73,68 +73,69 @@ class _Group:
 
 def pack(batch: HasSequences) -> Packed:
     """Group the rows of a padded batch by their prompts and lay the groups into rows."""
-    prompts = _real(batch.prompt_tokens, batch.prompt_mask, left=True)
-    responses = _real(batch.response_tokens, batch.response_mask, left=False)
-    rows = _first_fit(_groups(prompts, responses))
+    prompts, masks = batch.prompt_tokens.cpu(), batch.prompt_mask.cpu()
+    answers, real = batch.response_tokens.cpu(), batch.response_mask.cpu()
+    asked = [tuple(row[len(row) - size :]) for row, size in zip(prompts.tolist(), masks.sum(1).tolist(), strict=True)]
+    sizes = real.sum(1).tolist()
+    rows = _first_fit(_groups(asked, sizes))
     width = max(sum(group.size for group in row) for row in rows)
-    laid = [_lay(row, responses, width) for row in rows]
-    tokens, positions, group, response = torch.tensor([one for one, _ in laid]).unbind(1)
-    first = torch.arange(len(rows) * width)
-    index = torch.zeros((len(prompts), batch.response_mask.shape[1] + 1), dtype=torch.long)
+    parts = torch.tensor(_parts(rows, sizes, width))
+    part = torch.arange(len(parts)).repeat_interleave(parts[:, 2])
+    place, first, size, position, group, response, of = parts.T
+    step = torch.arange(len(part)) - (size.cumsum(0) - size)[part]
+    where, source = place[part] + step, torch.cat([prompts, answers], 1)
+    begins = torch.where(response == 0, prompts.shape[1] - size, prompts.shape[1])[part]
+    laid = torch.zeros((4, len(rows) * width), dtype=torch.long)
+    laid[2] = -1
+    tokens = source[of[part], begins + step]
+    laid[:, where] = torch.stack([tokens, position[part] + step, group[part], response[part]])
+    stands = torch.arange(len(rows) * width)
+    stands[where] = first[part] + step
+    ids, positions, groups, responses = laid.view(4, len(rows), width).unbind()
+    return Packed(ids, positions, groups, responses, stands.view(len(rows), width), _index(parts, real))
+
+
+def _parts(rows: Sequence[Sequence["_Group"]], sizes: Sequence[int], width: int) -> list[tuple[int, ...]]:
+    """Every prompt and response in the order of the rows: where it stands, and where first, how long it is, its first
+    position, the numbers of group and response in their row and group, and a row of the batch that it is of.
+    """
     stood: dict[tuple[int, ...], int] = {}
-    for r, (row, (_, starts)) in enumerate(zip(rows, laid, strict=True)):
-        for one, (start, *answers) in zip(row, starts, strict=True):
-            place, end = r * width + start, r * width + start + len(one.prompt)
-            before = stood.setdefault(one.prompt, place)
-            first[place:end] = torch.arange(before, before + len(one.prompt))
-            for i, answer in zip(one.rows, answers, strict=True):
-                index[i, 0] = end - 1
-                index[i, 1 : len(responses[i]) + 1] = torch.arange(answer, answer + len(responses[i])) + r * width
-    return Packed(tokens, positions, group, response, first.view(len(rows), width), index)
+    found: list[tuple[int, ...]] = []
+    for r, row in enumerate(rows):
+        place = r * width
+        for g, group in enumerate(row):
+            length = len(group.prompt)
+            found.append((place, stood.setdefault(group.prompt, place), length, 0, g, 0, group.rows[0]))
+            place += length
+            for k, i in enumerate(group.rows, 1):
+                found.append((place, place, sizes[i], length, g, k, i))
+                place += sizes[i]
+    return found
 
 
-def _real(tokens: Tensor, mask: Tensor, left: bool) -> list[tuple[int, ...]]:
-    """The ids of every row without its padding."""
-    sizes, width = mask.sum(1).tolist(), mask.shape[1]
-    return [
-        tuple(row[width - size :] if left else row[:size])
-        for row, size in zip(tokens.tolist(), sizes, strict=True)
-    ]  # fmt: skip
+def _index(parts: Tensor, real: Tensor) -> Tensor:
+    """(B, T + 1) places of the states that response tokens are predicted from, and of the one after the last."""
+    place, _, _, _, _, response, of = parts.T
+    index = torch.zeros((len(real), real.shape[1] + 1), dtype=torch.long)
+    answers = response > 0
+    index[of[answers], 1:] = place[answers, None] + torch.arange(real.shape[1])
+    index[:, 1:].masked_fill_(~real, 0)
+    prompt = (~answers).cumsum(0)[answers] - 1
+    place, _, size, *_ = parts[~answers].T
+    index[of[answers], 0] = (place + size - 1)[prompt]
+    return index
 
 
-def _lay(
-    row: Sequence["_Group"], responses: Sequence[tuple[int, ...]], width: int
-) -> tuple[list[list[int]], list[list[int]]]:
-    """One row: tokens, position ids, group and response numbers; where every group's prompt and responses begin."""
-    tokens: list[int] = []
-    positions: list[int] = []
-    group: list[int] = []
-    response: list[int] = []
-    starts = []
-    for g, one in enumerate(row):
-        begins = []
-        for k, part in enumerate([one.prompt, *(responses[i] for i in one.rows)]):
-            begins.append(len(tokens))
-            start = len(one.prompt) if k else 0
-            tokens += part
-            positions += range(start, start + len(part))
-            group += [g] * len(part)
-            response += [k] * len(part)
-        starts.append(begins)
-    empty = width - len(tokens)
-    return [tokens + [0] * empty, positions + [0] * empty, group + [-1] * empty, response + [0] * empty], starts
-
-
-def _groups(prompts: Sequence[tuple[int, ...]], responses: Sequence[Sequence[int]]) -> list[_Group]:
+def _groups(prompts: Sequence[tuple[int, ...]], sizes: Sequence[int]) -> list[_Group]:
     """The responses of each prompt, in as many groups as the width asks for."""
     open_groups: dict[tuple[int, ...], _Group] = {}
     closed = []
-    for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+    for i, (prompt, size) in enumerate(zip(prompts, sizes, strict=True)):
         group = open_groups.get(prompt, _Group(prompt, [], len(prompt)))
-        if group.rows and group.size + len(response) > WIDTH:
+        if group.rows and group.size + size > WIDTH:
             closed.append(group)
             group = _Group(prompt, [], len(prompt))
-        open_groups[prompt] = _Group(prompt, [*group.rows, i], group.size + len(response))
+        open_groups[prompt] = _Group(prompt, [*group.rows, i], group.size + size)
     return [*closed, *open_groups.values()]
 
 

@@ -28,7 +28,7 @@ from gemma_alignment.modeling.adapters import (
 from gemma_alignment.modeling.decoding import lay_side_by_side
 from gemma_alignment.modeling.embedding import Int8Head
 from gemma_alignment.modeling.heads import ScalarHead, chunked_logprobs, positions_at_a_time
-from gemma_alignment.modeling.lora import adapted_layers, quicken, without_adapters
+from gemma_alignment.modeling.lora import activate, adapted_layers, quicken, without_adapters
 from gemma_alignment.modeling.merging import empty_copy, write_merged
 from gemma_alignment.modeling.optimizers import Kind, adam
 from gemma_alignment.modeling.protocols import Role
@@ -162,8 +162,7 @@ class SharedBase:
         wanted = ["reference", name] if self._chained and name in self.heads else [name]
         if self._adapters() != wanted:
             self.peft.base_model.active_adapter = wanted  # of two their sum; only the second one trains
-            for layer in self._layers:
-                layer.set_adapter(wanted)
+            activate(self._layers, wanted)
 
     def _check_unswitched(self, name: Role, active: list[str]) -> None:
         """At the end of a role: the same adapters are active as at its beginning."""
