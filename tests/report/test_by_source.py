@@ -68,9 +68,9 @@ def cells(text, source):
 def test_the_table_shows_means_seeds_and_gains():
     text = str(table_of({"by_source": sources(RUNS), "protocol": PROTOCOL}))
     row = text[text.index("new task") :]
-    for part in ("3.00", "6.00<small>5.00 · 7.00</small>"):
+    for part in ("3.00", '6.00<small title="seed 1: 5.00, seed 2: 7.00">5.00 · 7.00</small>'):
         assert part in row
-    assert "each seed below it in this order: PPO 1 · 2, GRPO 1 · 2." in text
+    assert "the seeds below it in this order: PPO 1 · 2, GRPO 1 · 2." in text
     assert table_of({"by_source": [], "protocol": PROTOCOL}) is None
 
 

@@ -29,7 +29,7 @@ def test_phases_stand_in_their_order_and_only_finished_runs_count():
 
 def test_the_table_shows_mean_and_seeds_and_a_dash_for_what_was_not_measured():
     text = table_of({"phases": phases(RUNS, ("ppo", "grpo"))})
-    assert "<b>5.0</b><small>4.0 · 6.0</small>" in text
-    assert "<b>800</b><small>900 · 700</small>" in text
+    assert '<b>5.0</b><small title="seed 1: 4.0, seed 2: 6.0">4.0 · 6.0</small>' in text
+    assert '<b>800</b><small title="seed 1: 900, seed 2: 700">900 · 700</small>' in text
     assert text.count("<b>–</b>") == 1
     assert table_of({"phases": []}) is None

@@ -6,6 +6,7 @@ from typing import Any
 
 from gemma_alignment.report.formatting import NONE, name_of, number
 from gemma_alignment.report.html import Column, Content, Html, h, join, table
+from gemma_alignment.report.per_seed import below, order
 from gemma_alignment.report.runs import DATA, SFT, Run, RunKey, finite
 
 Block = Mapping[str, Any]
@@ -93,10 +94,10 @@ def table_of(comparison: Block) -> Html | None:
         *(Column(name_of(family), True) for family in (SFT, *families)),
         *(Column(f"{name_of(family)} − SFT", True, "of the means") for family in families),
     ]
-    order = ", ".join(f"{name_of(name)} {' · '.join(map(str, blocks[0]['seeds'][name]))}" for name in families)
+    seeds = ", ".join(f"{name_of(name)} {order(blocks[0]['seeds'][name])}" for name in families)
     note = (
-        f"{MEASURES[blocks[0]['measure']]} of the final answers of the compared runs: the mean over seeds, each seed "
-        f"below it in this order: {order}. “New prompts” anywhere on this page means prompts of this mix."
+        f"{MEASURES[blocks[0]['measure']]} of the final answers of the compared runs: the mean over seeds, the seeds "
+        f"below it in this order: {seeds}. “New prompts” anywhere on this page means prompts of this mix."
     )
     return join([h("p", note, class_="note"), table(columns, [_row(one, families) for one in blocks])])
 
@@ -121,8 +122,7 @@ def _mean(values: Mapping[str, float], average: float | None, runs: int) -> Html
     if average is None:
         named = [h("small", f"seed {seed}: {number(value, 2)}") for seed, value in values.items()]
         return join([h("span", NONE), h("small", f"not by all seeds: {len(values)} of {runs}"), *named])
-    each = " · ".join(number(value, 2) for value in values.values()) if runs > 1 else None
-    return join([number(average, 2), h("small", each) if each else None])
+    return join([number(average, 2), below(values, 2) if runs > 1 else None])
 
 
 def _average(values: Mapping[str, float], runs: int) -> float | None:

@@ -21,6 +21,7 @@ from gemma_alignment.report import (
 from gemma_alignment.report.drawing import Drawn, draw
 from gemma_alignment.report.html import Content, Html, details, h, join
 from gemma_alignment.report.page import page
+from gemma_alignment.report.per_seed import FEW
 from gemma_alignment.report.plotting import Figure
 from gemma_alignment.report.runs import Run, RunKey
 from gemma_alignment.report.win_rates import Outcomes
@@ -122,7 +123,8 @@ def _results(comparison: Block) -> Html:
             tables.results(comparison),
             h(
                 "p",
-                "Small figures are the single seeds, in order, and the bounds of intervals.",
+                f"Small figures are the single seeds, in order (of more than {FEW} the least and the largest), and the "
+                "bounds of intervals.",
                 class_="note",
             ),
             budget_section.spent(comparison),
@@ -136,10 +138,11 @@ def _results(comparison: Block) -> Html:
 
 
 def _win_rates(comparison: Block) -> Html:
+    are_few = all(len(block["per_seed"]) <= FEW for block in comparison["win_rates"].values() if block)
     return join(
         [
             win_tables.win_rates(comparison),
-            details("Seed by seed", win_tables.win_rates_by_seed(comparison), open_=True),
+            details("Seed by seed", win_tables.win_rates_by_seed(comparison), open_=are_few),
         ]
     )
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemma_alignment.parameters.reporting import ProtocolParameters
+from gemma_alignment.report.per_seed import ranges
 from gemma_alignment.report.provenance import own_parameters, shared_parameters
 from gemma_alignment.report.runs import Run, RunKey, baseline_fingerprints, family, finite
 
@@ -84,7 +85,7 @@ def equality_checks(
         {
             "check": "only the planned seeds",
             "held": not unplanned,
-            "detail": f"beyond the plan: {', '.join(map(str, unplanned))}" if unplanned else "",
+            "detail": f"beyond the plan: {ranges(unplanned)}" if unplanned else "",
         }
     )
     complete = {

@@ -6,6 +6,7 @@ from typing import Any
 
 from gemma_alignment.report.formatting import name_of, number
 from gemma_alignment.report.html import Column, Html, h, join, table
+from gemma_alignment.report.per_seed import below
 from gemma_alignment.report.runs import Run, RunKey, finite
 
 Block = Mapping[str, Any]
@@ -59,7 +60,7 @@ def table_of(comparison: Block) -> Html | None:
         rows.append([name, _mean(minutes, 1), _mean(one["peak_mb"], 0)])
     note = h(
         "p",
-        "Of a method the mean over seeds, each seed below it; runs that share a machine slow each other down.",
+        "Of a method the mean over seeds, the seeds below it; runs that share a machine slow each other down.",
         class_="note",
     )
     return join([table(columns, rows), note])
@@ -67,5 +68,4 @@ def table_of(comparison: Block) -> Html | None:
 
 def _mean(values: Mapping[str, float], decimals: int) -> Html:
     mean = sum(values.values()) / len(values) if values else None
-    each = " · ".join(number(value, decimals) for value in values.values()) if len(values) > 1 else None
-    return join([h("b", number(mean, decimals)), h("small", each) if each else None])
+    return join([h("b", number(mean, decimals)), below(values, decimals) if len(values) > 1 else None])

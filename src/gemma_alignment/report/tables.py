@@ -14,6 +14,7 @@ from gemma_alignment.report.formatting import (
 )
 from gemma_alignment.report.html import Column, Content, Html, h, join, table
 from gemma_alignment.report.metrics import COSTS, METRICS
+from gemma_alignment.report.per_seed import below
 from gemma_alignment.report.seeds import how_many
 from gemma_alignment.report.wording import reading
 
@@ -26,8 +27,8 @@ def results(comparison: Block) -> Html:
     a, b = protocol["method_a"], protocol["method_b"]
     columns = [
         Column("Metric"),
-        Column(name_of(a), True, "mean over seeds; each seed below it"),
-        Column(name_of(b), True, "mean over seeds; each seed below it"),
+        Column(name_of(a), True, "mean over seeds; the seeds below it"),
+        Column(name_of(b), True, "mean over seeds; the seeds below it"),
         Column("SFT", True, "where both start"),
         Column("Difference", True, f"{name_of(a)} − {name_of(b)}, Welch interval over seeds"),
         Column("Cohen’s d", True, "pooled sd, noncentral-t interval over seeds"),
@@ -69,10 +70,8 @@ def _arm(name: str, block: Block, family: str) -> Html:
 
 
 def mean_and_seeds(mean: float | None, per_seed: Mapping[str, float], decimals: int) -> Html:
-    """A mean, and below it each seed in order."""
-    shown = " · ".join(number(value, decimals) for value in per_seed.values())
-    title = ", ".join(f"seed {seed}: {number(value, decimals)}" for seed, value in per_seed.items())
-    return join([h("b", number(mean, decimals)), h("small", shown, title=title) if per_seed else None])
+    """A mean, and below it the seeds."""
+    return join([h("b", number(mean, decimals)), below(per_seed, decimals) if per_seed else None])
 
 
 def _with_interval(part: Block, key: str, prefix: str, decimals: int) -> Html:

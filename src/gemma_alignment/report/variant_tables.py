@@ -16,10 +16,10 @@ def stability(comparison: Block) -> Html | None:
     """The final score over seeds and the worst drawdown of each method and variant."""
     columns = [
         Column("Runs"),
-        Column("final score", True, "held-out prompts: mean over seeds; each seed below it"),
+        Column("final score", True, "held-out prompts: mean over seeds; the seeds below it"),
         Column("sd over seeds", True, "with its chi-square interval"),
         Column("least to largest", True, "over seeds"),
-        Column("worst drawdown, held-out", True, "largest fall below the best score until then; each seed below it"),
+        Column("worst drawdown, held-out", True, "largest fall below the best score until then; the seeds below it"),
         Column("worst drawdown, training", True, "the same on training prompts: it holds the noise of each batch"),
     ]
     blocks = comparison["stability"]
