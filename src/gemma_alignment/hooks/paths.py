@@ -6,23 +6,29 @@ from typing import Any
 
 from gemma_alignment.config import ConfigError
 from gemma_alignment.dotted import dotted, nested
-from gemma_alignment.parameters.places import check_inside
+from gemma_alignment.parameters.places import check_appendable, check_inside
 
 PATHS = ("preferences.path", "judge.recorded_path", "judge.labelled_path", "judge.reference_path")
 
 
+ROOT, LOCAL = "data_root", "file://"
+
+
 def absolute(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted parameters of a command with the paths among them made absolute.
+    """Dotted parameters of a command with the paths among them made absolute, and ``data_root=file:///x`` made ``/x``.
 
     Raises:
-        ConfigError: for a relative path that climbs out of the folder.
+        ConfigError: for a relative path that climbs out of the folder, and a data folder that is an object store.
     """
+    local = {ROOT: given[ROOT].removeprefix(LOCAL)} if isinstance(given.get(ROOT), str) else {}
     paths = {key: value for key, value in given.items() if key in PATHS and isinstance(value, str) and value}
     try:
         check_inside(**paths)
+        for root in local.values():  # here already: Kedro builds its catalog before it asks for the parameters
+            check_appendable(root)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return {**given, **{key: str(Path.cwd() / value) for key, value in paths.items()}}
+    return {**given, **local, **{key: str(Path.cwd() / value) for key, value in paths.items()}}
 
 
 def absolute_tree(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from gemma_alignment.parameters.places import check_inside
+from gemma_alignment.parameters.places import check_appendable, check_inside
 from gemma_alignment.stages import ARMS, unknown_method
 
 VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
@@ -44,6 +44,7 @@ class RunParameters:
             raise ValueError(unknown_method(self.method) or f"method {self.method}: give the variant as variant=NAME")
         if not self.data_root:
             raise ValueError("data_root must name a folder")
+        check_appendable(self.data_root)
         check_inside(data_root=self.data_root)
         if self.variant_kind and not self.variant:
             raise ValueError(f"variant_kind is {self.variant_kind!r}, but there is no variant: give variant=NAME too")
