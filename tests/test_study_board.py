@@ -12,14 +12,14 @@ from rich.console import Console
 from gemma_alignment.fingerprints import Record
 from gemma_alignment.study.board import Board
 from gemma_alignment.study.plan import Run
-from gemma_alignment.study.processes import Child
+from gemma_alignment.study.processes import Child, Here
 
 PREPARATION = ("data_processing", "sft", "reward_model")
 
 
 def child(tmp_path, stages, **params):
     """A process that runs: this one."""
-    alive = SimpleNamespace(pid=os.getpid(), poll=lambda: None)
+    alive = Here(SimpleNamespace(pid=os.getpid(), poll=lambda: None))
     return Child(Run(stages, params), tmp_path / "log", process=alive, started=time.monotonic() - 65)
 
 

@@ -277,3 +277,10 @@ def test_the_dry_run_of_the_real_study_prints_it_and_fails_for_what_is_missing(p
     for name in ("GPU", "memory sft", "memory merge", "memory ppo", "memory grpo", "disk", "GPU hours", "judge"):
         assert name in lines
     assert "Traceback" not in said and "sk-secret" not in said
+
+
+def test_a_machine_that_only_submits_needs_no_gpu(parameters, monkeypatch, tmp_path):
+    monkeypatch.setattr(preflight_module, "check_access", lambda name, revision: None)
+    monkeypatch.setattr("gemma_alignment.study.engine.engine", lambda *asked: None)
+    monkeypatch.setattr("gemma_alignment.study.local.run_study", lambda *asked: 7)
+    assert start(Asked(tmp_path, PLAN, parameters), 1, False, "slurm") == 7

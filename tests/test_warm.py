@@ -180,7 +180,7 @@ def test_a_worker_is_put_on_its_cores(tmp_path):
     try:
         assert os.sched_getaffinity(child.process.pid) == core
     finally:
-        child.process.kill()
+        child.process.process.kill()
         child.process.wait()
 
 

@@ -13,6 +13,7 @@ from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.cli.utils import CONTEXT_SETTINGS, _split_params, env_option
 
 from gemma_alignment.errors import NothingToDo, RunInterrupted, UserError, brief
+from gemma_alignment.parameters.cluster import ENGINES
 from gemma_alignment.redaction import scrubbed
 
 ERRORS = "errors.log"
@@ -123,11 +124,14 @@ def _matrix(function: Callable[..., Any]) -> Callable[..., Any]:
 @cli.group(invoke_without_command=True, context_settings=CONTEXT_SETTINGS)
 @_matrix
 @click.option("--workers", type=click.IntRange(min=1), help="Runs at a time. Default: one a core; 1 on a GPU.")
+@click.option("--engine", type=click.Choice(ENGINES), default="local", show_default=True, help="Where the runs run.")
 @click.option("--dry-run", is_flag=True, help="Show the runs and their commands, and run nothing.")
 @click.option("--resume", is_flag=True, help="Finish what is not finished, interrupted runs from their checkpoints.")
 @click.pass_context
 @readable
-def study(context: click.Context, workers: int | None, dry_run: bool, resume: bool, **options: Any) -> None:
+def study(
+    context: click.Context, workers: int | None, engine: str, dry_run: bool, resume: bool, **options: Any
+) -> None:
     """Run the matrix methods x seeds, one process a run, under one MLflow run; then evaluate and report.
 
     \b
@@ -136,6 +140,7 @@ def study(context: click.Context, workers: int | None, dry_run: bool, resume: bo
     kedro study --seeds 1-20 --workers 4          more seeds, four runs at a time
     kedro study --sweep grpo.group_size=2,4,8     one setting varied, beside the baseline
     kedro study --resume                          only what is not finished
+    kedro study --engine slurm                    the runs as a job array
     kedro study status                            what is done, running, failed, left
     """
     from gemma_alignment.study.command import planned, show, start
@@ -146,7 +151,7 @@ def study(context: click.Context, workers: int | None, dry_run: bool, resume: bo
     if dry_run:
         sys.exit(0 if show(asked, resume) else 1)
     else:
-        sys.exit(start(asked, workers, resume))
+        sys.exit(start(asked, workers, resume, engine))
 
 
 @study.command()

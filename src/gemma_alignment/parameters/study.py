@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from gemma_alignment.parameters.cluster import ClusterParameters
+
 
 @dataclass(frozen=True)
 class AblationParameters:
@@ -31,6 +33,8 @@ class StudyParameters:
     """Seconds after which it is stopped, evaluation and report excepted; null: never."""
     ablations: AblationParameters
     """Values of ``--ablate`` that no type fixes."""
+    cluster: ClusterParameters
+    """What a run asks of a cluster."""
 
     def __post_init__(self) -> None:
         for name in ("methods", "seeds", "quick_seeds"):

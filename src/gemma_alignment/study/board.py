@@ -89,7 +89,7 @@ class Board:
     def _records(self, child: Child) -> list[tuple[Stage, Record]]:
         """The stages that this process began, with what they say of themselves."""
         found = [(stage, Record.read(stage.directory(self._root))) for stage in child.run.stages]
-        return [(s, one) for s, one in found if one and child.process and one.pid == child.process.pid]
+        return [(s, one) for s, one in found if one and child.wrote(one)]
 
     def _left(self, child: Child) -> str:
         progress = self._progress(child)

@@ -15,7 +15,7 @@ from gemma_alignment.hooks.paths import absolute
 from gemma_alignment.parameters.study import StudyParameters
 from gemma_alignment.study.lock import alone
 from gemma_alignment.study.plan import Plan, parse_names, parse_seeds
-from gemma_alignment.study.preflight import Line, preflight
+from gemma_alignment.study.preflight import GPU, Line, preflight
 from gemma_alignment.study.project import Opened, read_parameters
 from gemma_alignment.study.status import counted, status_of
 from gemma_alignment.study.variants import ablations, accepted, check, each_once, sweeps
@@ -77,22 +77,26 @@ def planned(
     return Asked(project, replace(plan, variants=variants), parameters, refused)
 
 
-def start(asked: Asked, workers: int | None, resume: bool) -> int:
-    """Run it here, or what of it is not finished; the exit status.
+def start(asked: Asked, workers: int | None, resume: bool, engine: str = "local") -> int:
+    """Run it, or what of it is not finished, by an engine; the exit status.
 
     Raises:
         UserError: before anything runs, for what would be refused later.
     """
+    from gemma_alignment.study.engine import engine as found
     from gemma_alignment.study.local import run_study
 
     if resume and asked.parameters["overwrite"]:
         raise UserError("--resume goes on with what is there and overwrite=true begins anew: give one of them")
     console = Console()
     _say_left_out(asked, console)
-    if fatal := [line.what for line in _say_needs(asked, console) if line.is_fatal]:
+    needs = [line for line in _say_needs(asked, console) if line.is_fatal]
+    if fatal := [line.what for line in needs if engine == "local" or line.what != GPU]:  # the cluster has its own
         raise UserError(f"The study was not started, for want of: {', '.join(fatal)} (see above)")
+    cluster = build(StudyParameters, asked.parameters["study"], "study").cluster
     with alone(asked.data_root):
-        return run_study(asked.project, asked.plan, workers, console, resume)
+        begin = found(engine, cluster, asked.data_root)
+        return run_study(asked.project, asked.plan, workers, console, resume, begin)
 
 
 def show(asked: Asked, resume: bool) -> bool:

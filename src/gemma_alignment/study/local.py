@@ -1,8 +1,8 @@
-"""The engine on this machine: preparation, then the arms side by side, then evaluation and report."""
+"""The whole of a study, by whatever engine: preparation, then the arms side by side, then evaluation and report."""
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -15,29 +15,23 @@ from gemma_alignment.errors import RunInterrupted
 from gemma_alignment.fingerprints import Record
 from gemma_alignment.hooks.feasible import check_device
 from gemma_alignment.hooks.given import JUDGE, check_judge
-from gemma_alignment.hooks.store import shown
+from gemma_alignment.hooks.store import SCHEME, shown
 from gemma_alignment.parameters.study import StudyParameters
 from gemma_alignment.stages import PREPARATION
 from gemma_alignment.study.board import Board
+from gemma_alignment.study.engine import Engine, Local, Site
 from gemma_alignment.study.heartbeat import Heartbeat
 from gemma_alignment.study.parent import ParentRun
 from gemma_alignment.study.plan import Plan, Run
-from gemma_alignment.study.processes import (
-    Child,
-    Start,
-    default_workers,
-    drive,
-    environment,
-    may_use_gpu,
-    stop,
-    surroundings,
-)
+from gemma_alignment.study.processes import Child, environment
 from gemma_alignment.study.project import Opened
 from gemma_alignment.study.summary import summary
-from gemma_alignment.study.warm import Warm
 
 
-def run_study(project: Path, plan: Plan, workers: int | None, console: Console, resume: bool = False) -> int:
+def run_study(
+    project: Path, plan: Plan, workers: int | None, console: Console, resume: bool = False,
+    engine: Callable[[Site], Engine] = Local,
+) -> int:  # fmt: skip
     """Run the whole of ``plan``, or with ``resume`` what is not finished; the exit status: 0 when every run finished.
 
     A run that fails does not stop the others; what finished is evaluated.
@@ -46,13 +40,15 @@ def run_study(project: Path, plan: Plan, workers: int | None, console: Console, 
         UserError: before anything runs, for what would be refused later.
     """
     opened = Opened.open(project, plan)
-    check_device(opened.parameters)
-    with Warm(project, surroundings(), not may_use_gpu(opened.parameters["runtime"]["device"])) as warm:
+    runtime = opened.parameters["runtime"]
+    if engine is Local:  # a machine that only submits may have no GPU: each run looks where it starts
+        check_device(opened.parameters)
+    with engine(Site(opened.path, opened.data_root, runtime["device"], int(runtime["threads"]))) as place:
         check_judge(opened.parameters, opened.catalog.load(JUDGE))
         stale = opened.left_to_prepare(resume)
         for arm in plan.arms:
             opened.check(opened.going_on(arm) if resume else arm, stale)
-        return _run(_Study(plan, opened, console, resume, warm.start), stale, workers)
+        return _run(_Study(plan, opened, console, resume, place), stale, workers)
 
 
 def _run(study: "_Study", stale: tuple[str, ...], workers: int | None) -> int:
@@ -64,11 +60,11 @@ def _run(study: "_Study", stale: tuple[str, ...], workers: int | None) -> int:
     except RunInterrupted as error:
         status = "KILLED"
         study.console.print(f"{error.name}: stopping what runs …", highlight=False)
-        stop(study.children)
+        study.engine.stop(study.children)
         return error.code
     finally:
         with _undisturbed():
-            stop(study.children)
+            study.engine.stop(study.children)
             study.settle()
             study.parent.end(status)
         study.summarize(status)
@@ -78,12 +74,12 @@ def _run(study: "_Study", stale: tuple[str, ...], workers: int | None) -> int:
 class _Study:
     """The processes of one study."""
 
-    def __init__(self, plan: Plan, opened: Opened, console: Console, resume: bool, start: Start) -> None:
+    def __init__(self, plan: Plan, opened: Opened, console: Console, resume: bool, engine: Engine) -> None:
         self._plan = plan
         self._opened = opened
         self.console = console
         self._resume = resume
-        self._start = start
+        self.engine = engine
         methods, seeds = ",".join(plan.methods), ",".join(map(str, plan.seeds))
         tags = {"methods": methods, "seeds": seeds}
         if plan.variants:
@@ -92,6 +88,8 @@ class _Study:
         earlier = opened.records([plan.preparation, *plan.arms, plan.closing]) if resume else []
         self.parent = ParentRun(opened.path, opened.experiment_id, name, tags, opened.data_root, earlier, resume)
         self._variables = environment(self.parent.run_id, self.parent.name, self.parent.tracking_uri)
+        if not isinstance(engine, Local) and self.parent.tracking_uri.startswith(SCHEME):
+            console.print("MLflow's store is a file: runs on several machines need a server, see docs/scaling.md")
         self.children: list[Child] = []
         self._started = time.monotonic()
         self._labelled = False
@@ -108,8 +106,7 @@ class _Study:
         if not self._through([preparation], 1):
             return False
         arms = [self._arm(run) for run in self._plan.arms]
-        device = self._opened.parameters["runtime"]["device"]
-        all_well = self._through(arms, workers or default_workers(device))
+        all_well = self._through(arms, workers)
         if not any(arm.state in ("done", "reused") for arm in arms):
             return False
         nothing_new = self._resume and not self._labelled and all(child.reused for child in self.children)
@@ -131,7 +128,7 @@ class _Study:
     def _going_on(self, run: Run) -> Run:
         return self._opened.going_on(run) if self._resume else run
 
-    def _through(self, children: Sequence[Child], workers: int) -> bool:
+    def _through(self, children: Sequence[Child], workers: int | None) -> bool:
         self.children += children
         root = self._opened.data_root
         iterations = int(self._opened.parameters["policy_optimization"]["num_iterations"])
@@ -141,8 +138,7 @@ class _Study:
         for each in children:
             self.parent.settle(each, root)  # what an outage kept from MLflow the last time
         with Board(children, root, iterations, self.console) as board:
-            threads = int(self._opened.parameters["runtime"]["threads"])
-            for child in drive(todo, workers, self._opened.path, self._variables, self._start, threads):
+            for child in self.engine.drive(todo, workers, self._variables):
                 board.refresh()
                 for sentence in heartbeat.look(todo):
                     board.say(sentence)
@@ -174,8 +170,7 @@ class _Study:
 
     def _explain(self, child: Child) -> None:
         records = [Record.read(stage.directory(self._opened.data_root)) for stage in child.run.stages]
-        pid = child.process.pid if child.process else None
-        errors = [one.error for one in records if one and one.pid == pid and one.error]
+        errors = [one.error for one in records if one and child.wrote(one) and one.error] or [child.end]
         self.console.print(f"\n[red]{child.run.label} failed[/red]  {'; '.join(errors)}", soft_wrap=True)
         for line in child.tail().splitlines():
             self.console.print(f"  │ {line}", markup=False, highlight=False, soft_wrap=True)

@@ -105,7 +105,7 @@ class ParentRun:
         for stage in child.run.stages:
             directory = stage.directory(data_root)
             record = Record.read(directory)
-            if record is None or record.pid != child.process.pid:
+            if record is None or not child.wrote(record):
                 continue
             if record.status == "running":
                 record = record.end("failed", child.end)

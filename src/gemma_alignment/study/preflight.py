@@ -24,6 +24,8 @@ from gemma_alignment.study.memory_needs import SHAPES, disk, peaks, plain_model
 from gemma_alignment.study.plan import Plan
 
 GB = 1e9
+GPU = "GPU"
+"""What a line about the GPU of this machine is called."""
 CONTEXT = 0.6e9
 """Bytes of a GPU that CUDA itself takes, at most about."""
 Parameters = Mapping[str, Any]
@@ -99,17 +101,17 @@ def _gpu(parameters: Parameters, most: float | None) -> Line:
     import torch
 
     if parameters["runtime"]["device"] == "cpu":
-        return Line("GPU", "not asked for: runtime.device is cpu")
+        return Line(GPU, "not asked for: runtime.device is cpu")
     total = (most or 0) + CONTEXT
     need = "" if most is None else f"; about {total / GB:.1f} GB are needed, {CONTEXT / GB:.1f} of them by CUDA itself"
     if not torch.cuda.is_available():
-        return Line("GPU", f"none is usable here{need}", is_fatal=parameters["runtime"]["device"] == "cuda")
+        return Line(GPU, f"none is usable here{need}", is_fatal=parameters["runtime"]["device"] == "cuda")
     found = torch.cuda.get_device_properties(0)
     is_small = total > found.total_memory
     said = f"{found.name}, {found.total_memory / GB:.1f} GB{need}{': NOT ENOUGH' if is_small else ''}"
     if parameters["modeling"]["dtype"] == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         said += "; it has no bfloat16 and emulates it slowly"
-    return Line("GPU", said, is_small)
+    return Line(GPU, said, is_small)
 
 
 def _memory(stage: str, peak: float, when: str) -> Line:

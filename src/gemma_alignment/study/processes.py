@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
+from gemma_alignment.fingerprints import Record
 from gemma_alignment.study.plan import Run
 
 ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -22,12 +23,73 @@ TICK = 0.25
 
 
 class Process(Protocol):
-    """What a study asks of a process: the part of ``subprocess.Popen`` that it uses."""
+    """A process of this machine: the part of ``subprocess.Popen`` that a study uses."""
 
     @property
     def pid(self) -> int: ...  # noqa: D102
     def poll(self) -> int | None: ...  # noqa: D102
     def wait(self) -> int | None: ...  # noqa: D102
+
+
+class Started(Protocol):
+    """Whatever runs a child: a process of this machine, or a job elsewhere."""
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it still waits for a place to run."""
+        ...
+
+    @property
+    def word(self) -> str | None:
+        """Why it ended, where whoever ran it knows more than the exit status says."""
+        ...
+
+    def poll(self) -> int | None:
+        """The exit status, negative for a signal; None before it ended."""
+        ...
+
+    def wait(self) -> int | None:
+        """The exit status, once it has ended."""
+        ...
+
+    def signal(self, number: signal.Signals) -> None:
+        """Ask it to end with SIGTERM, make it with SIGKILL."""
+        ...
+
+    def wrote(self, record: Record) -> bool:
+        """Whether a stage's record is of this process."""
+        ...
+
+
+@dataclass(frozen=True)
+class Here:
+    """A process of this machine, at the head of a group of its own."""
+
+    process: Process
+    is_waiting: bool = False
+    word: str | None = None
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        return self.process.pid
+
+    def poll(self) -> int | None:
+        """Its exit status."""
+        return self.process.poll()
+
+    def wait(self) -> int | None:
+        """Its exit status, once it has ended."""
+        return self.process.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        """To the whole group, if it still runs."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, number)
+
+    def wrote(self, record: Record) -> bool:
+        """By its number: what stands in the folder was written by a process of this machine."""
+        return record.pid == self.process.pid
 
 
 class Start(Protocol):
@@ -79,7 +141,7 @@ class Child:
     run: Run
     log: Path
     """Where its output goes."""
-    process: Process | None = None
+    process: Started | None = None
     started: float | None = None
     ended: float | None = None
     reused: bool = False
@@ -97,7 +159,7 @@ class Child:
         """``waiting``, ``running``, ``done``, ``failed`` or ``reused``."""
         if self.reused:
             return "reused"
-        if self.process is None:
+        if self.process is None or (self.code is None and self.process.is_waiting):
             return "waiting"
         if self.code is None:
             return "running"
@@ -116,22 +178,26 @@ class Child:
         """Start ``kedro run``, on ``cores`` alone if any are named; Ctrl-C does not reach it, :meth:`stop` does."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab" if self.run.params.get("resume") else "wb") as output, undivided():
-            self.process = start(self.run.arguments(), project, variables, output)
+            self.process = here = Here(start(self.run.arguments(), project, variables, output))
         self.started = time.monotonic()
         if cores:
             with suppress(OSError):  # over already, or not ours to place
-                os.sched_setaffinity(self.process.pid, cores)
+                os.sched_setaffinity(here.pid, cores)
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to its whole group, if it still runs."""
-        if self.process is not None and self.process.poll() is None:
-            os.killpg(self.process.pid, number)
+        """Ask it to end with SIGTERM, make it with SIGKILL, if it still runs."""
+        if self.process is not None:
+            self.process.signal(number)
+
+    def wrote(self, record: Record) -> bool:
+        """Whether a stage's record is of this child, not of an earlier run in the same folder."""
+        return self.process is not None and self.process.wrote(record)
 
     @property
     def end(self) -> str:
         """How a process ended that did not say so itself."""
-        if self.stopped is not None:
-            return self.stopped
+        if said := self.stopped or (self.process and self.process.word):
+            return said
         if self.code == -signal.SIGKILL:
             return "the process was killed (status -9): by hand, or by the system for want of memory"
         return f"the process ended without a word (status {self.code})"
@@ -160,21 +226,20 @@ def environment(parent: str, study: str, tracking_uri: str) -> dict[str, str]:
     return {**surroundings(), "MLFLOW_TRACKING_URI": tracking_uri, PARENT: parent, STUDY: study}
 
 
-def drive(
-    children: Sequence[Child], workers: int, project: Path, variables: Mapping[str, str], start: Start = anew,
-    threads: int = 1,
-) -> Iterator[Child | None]:  # fmt: skip
-    """Run ``children`` in order, ``workers`` at a time; yields each one that ended, None on a tick.
+def drive(children: Sequence[Child], workers: int, start: Callable[[Child, int], None]) -> Iterator[Child | None]:
+    """Run ``children`` in order, ``workers`` at a time, each started in a place of its own, ``0 … workers - 1``.
 
-    Workers that fill this machine, each with so many ``threads``, keep to cores of their own.
+    Yields each one that ended, None on a tick.
     """
     waiting, running = list(children), dict[int, Child]()
-    places = shares(workers, threads)
     while waiting or running:
         for place in range(workers):
             if waiting and place not in running:
                 running[place] = waiting.pop(0)
-                running[place].start(project, variables, start, places[place])
+                start(running[place], place)
+        for child in running.values():
+            if child.started is None and child.state != "waiting":
+                child.started = time.monotonic()
         over = [place for place, child in running.items() if child.code is not None]
         for place in over:
             child = running.pop(place)

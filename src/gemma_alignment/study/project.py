@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from gemma_alignment.datasets.checkpoint_store import CHECKPOINTS, saved
 from gemma_alignment.dotted import merged, nested
-from gemma_alignment.fingerprints import INTERRUPTED, Record
+from gemma_alignment.fingerprints import Record
 from gemma_alignment.hooks.checks import check_parameters, configured_parameters
 from gemma_alignment.hooks.options import Options
 from gemma_alignment.hooks.work import works
 from gemma_alignment.stages import PREPARATION, kinds_of
+from gemma_alignment.study.going_on import going_on
 from gemma_alignment.study.plan import Plan, Run
 
 
@@ -144,11 +144,8 @@ class Opened:
         return [record for record in found if record is not None]
 
     def going_on(self, run: Run) -> Run:
-        """The run on from what an interrupted attempt left: a checkpoint, or only the MLflow run that it opened."""
-        interrupted = any(record.status in INTERRUPTED for record in self.records([run]))
-        if interrupted or any(saved(stage.directory(self.data_root) / CHECKPOINTS) for stage in run.stages):
-            return dataclasses.replace(run, params={**run.params, "resume": True})
-        return run
+        """The run on from what an interrupted attempt left."""
+        return going_on(run, self.data_root)
 
     def _work(self, name: str, params: Mapping[str, Any]) -> Any:
         from kedro.framework.project import pipelines

@@ -1,0 +1,91 @@
+"""Where the runs of a study are executed: on this machine, or by a scheduler that somebody else wrote.
+
+The plan knows no scheduler, and the study knows an engine by two verbs.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol, Self
+
+from gemma_alignment.parameters.cluster import ClusterParameters
+from gemma_alignment.study.processes import Child, default_workers, drive, may_use_gpu, shares, stop, surroundings
+from gemma_alignment.study.warm import Warm
+
+
+class Engine(Protocol):
+    """Runs the children of a study, wherever; entered for as long as the study goes on."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
+
+    def drive(
+        self, children: Sequence[Child], workers: int | None, variables: Mapping[str, str]
+    ) -> Iterator[Child | None]:
+        """Run ``children`` in order, ``workers`` at a time, under variables; yields each one that ended, or a tick."""
+        ...
+
+    def stop(self, children: Sequence[Child]) -> None:
+        """End what still runs; afterwards nothing of it does."""
+        ...
+
+
+@dataclass(frozen=True)
+class Site:
+    """What an engine needs to know of a study."""
+
+    project: Path
+    data_root: Path
+    device: str
+    """``runtime.device``: on a GPU of this machine, runs take turns."""
+    threads: int
+    """``runtime.threads``: what a run takes of a machine's cores."""
+
+
+class Local:
+    """Processes of this machine: as many at a time as it has cores, one where they share a GPU.
+
+    Workers that fill this machine, each with its threads, keep to cores of their own.
+    """
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._warm = Warm(site.project, surroundings(), not may_use_gpu(site.device))
+
+    def __enter__(self) -> Self:
+        self._warm.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._warm.__exit__(*error)
+
+    def drive(
+        self, children: Sequence[Child], workers: int | None, variables: Mapping[str, str]
+    ) -> Iterator[Child | None]:
+        """Start each as a process."""
+        workers = workers or default_workers(self._site.device)
+        places = shares(workers, self._site.threads)
+
+        def start(child: Child, place: int) -> None:
+            child.start(self._site.project, variables, self._warm.start, places[place])
+
+        return drive(children, workers, start)
+
+    def stop(self, children: Sequence[Child]) -> None:
+        """SIGTERM, and after half a minute SIGKILL."""
+        stop(children)
+
+
+def engine(name: str, settings: ClusterParameters, data_root: Path) -> Callable[[Site], Engine]:
+    """The engine of this name, for whatever site; a cluster is asked whether it would do what is asked.
+
+    Raises:
+        UserError: before anything runs, for what is missing or would be refused.
+    """
+    if name == "local":
+        return Local
+    from gemma_alignment.study.slurm import Slurm, check
+
+    check(settings, data_root)
+    return partial(Slurm, settings=settings)

@@ -1,0 +1,76 @@
+"""``kedro study --engine``: only engines that there are, and places where they can write."""
+
+import sys
+
+import pytest
+from click.testing import CliRunner
+from kedro.framework.startup import bootstrap_project
+
+from gemma_alignment import cli
+from gemma_alignment.config import ConfigError
+from gemma_alignment.errors import UserError
+from gemma_alignment.hooks.paths import absolute
+from gemma_alignment.parameters.cluster import ENGINES, ClusterParameters, SlurmParameters
+from gemma_alignment.study.command import planned, start
+from gemma_alignment.study.engine import Local, engine
+from gemma_alignment.study.lock import alone
+
+SLURM = SlurmParameters(60, None, None, None, ())
+
+
+def test_another_engine_is_refused_with_those_that_there_are():
+    done = CliRunner().invoke(cli.study, ["--engine=kubernetes"])
+    assert done.exit_code == 2
+    assert "'kubernetes' is not one of " + ", ".join(map(repr, ENGINES)) in done.output
+
+
+def test_this_machine_needs_nothing(tmp_path):
+    assert engine("local", ClusterParameters(1, 0, None, 0, SLURM), tmp_path) is Local
+
+
+@pytest.mark.parametrize(("name", "package"), [("slurm", "submitit")])
+def test_an_engine_that_is_not_installed_starts_nothing(project, monkeypatch, name, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    bootstrap_project(project.root)
+    asked = planned(project.root, "test", {}, "grpo", "1", False)
+    with pytest.raises(UserError, match=f"--engine {name} needs packages that are not installed"):
+        start(asked, None, False, name)
+    assert project.runs() == []
+    assert not (project.data / "07_model_output").exists()
+    with alone(project.data):  # and the folder is free again
+        pass
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((0, 0, None, 0), "num_cpus must be at least 1"),
+        ((1, -1, None, 0), "num_gpus and retries at least 0"),
+        ((1, 0, None, -1), "num_gpus and retries at least 0"),
+        ((1, 0, 0.0, 0), "memory_gb must be above 0"),
+    ],
+)
+def test_resources_that_no_machine_has_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        ClusterParameters(*values, SLURM)
+
+
+def test_a_job_of_no_time_is_refused():
+    with pytest.raises(ValueError, match="time_min must be at least 1, got 0"):
+        SlurmParameters(0, None, None, None, ())
+
+
+def test_a_local_address_is_its_path():
+    assert absolute({"data_root": "file:///mnt/studies/a", "seed": 1}) == {"data_root": "/mnt/studies/a", "seed": 1}
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/a", "gs://bucket/a"])
+def test_a_bucket_among_the_options_is_refused_before_anything_is_opened(address):
+    with pytest.raises(ConfigError, match=f"data_root is '{address}', but must be a folder.*mount it, and"):
+        absolute({"data_root": address})
+
+
+def test_an_address_in_the_configuration_is_refused_before_any_run_opens(project):
+    with pytest.raises(ConfigError, match=r"data_root is 'file:///mnt/a', but must be a folder.*write /mnt/a"):
+        project.run("data_processing", data_root="file:///mnt/a")
+    assert project.runs() == []

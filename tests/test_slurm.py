@@ -1,0 +1,331 @@
+"""``kedro study --engine slurm``: what is refused, what the queue says, and a real SLURM where there is one."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from gemma_alignment.errors import UserError
+from gemma_alignment.fingerprints import Record
+from gemma_alignment.parameters.cluster import ClusterParameters, SlurmParameters
+from gemma_alignment.study import slurm
+from gemma_alignment.study.attempt import Outcome
+from gemma_alignment.study.engine import Site
+from gemma_alignment.study.lock import alone
+from gemma_alignment.study.plan import Run
+from gemma_alignment.study.processes import Child, stop
+from gemma_alignment.study.slurm import Job, Queue, Queued, Slurm, check, flags, name_of
+
+SETTINGS = ClusterParameters(1, 0, None, 3, SlurmParameters(60, None, None, None, ()))
+ASKED = ClusterParameters(4, 2, 1.5, 3, SlurmParameters(30, "gpu", "me", "high", ()))
+COMMANDS = ("sbatch", "srun", "squeue", "scancel")
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+    """``commands(sbatch="exit 1")``: shell scripts in the place of SLURM's commands; None: it is not there."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace())
+
+    def write(**scripts):
+        for name, script in {**dict.fromkeys(COMMANDS, "exit 0"), **scripts}.items():
+            (folder / name).unlink(missing_ok=True)
+            if script is not None:
+                (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+                (folder / name).chmod(0o755)
+
+    return write
+
+
+def test_without_the_extra_the_error_names_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(UserError, match=r"pip install 'gemma_alignment\[slurm\]'"):
+        check(SETTINGS, tmp_path)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_off_the_cluster_the_error_names_the_command_that_is_not_there(commands, tmp_path, name):
+    commands(**{name: None})
+    with pytest.raises(UserError, match=f"there is no {name} here; start the study on a machine of the cluster"):
+        check(SETTINGS, tmp_path)
+
+
+def test_more_than_the_cluster_has_is_refused_in_its_own_words(commands, tmp_path):
+    commands(sbatch=f'echo "$@" > {tmp_path}/asked; echo "allocation failure: not available" >&2; exit 1')
+    with pytest.raises(UserError, match=r"SLURM refuses \(sbatch\): allocation failure: not available\nSee study.clu"):
+        check(ASKED, tmp_path)
+    words = (tmp_path / "asked").read_text().split()
+    assert words == [
+        "--test-only", "--time=30", "--cpus-per-task=4", "--gpus-per-node=2", "--mem=1536MB", "--partition=gpu",
+        "--account=me", "--qos=high", "--wrap=true",
+    ]  # fmt: skip
+
+
+def test_a_controller_that_does_not_answer_is_one_message(commands, tmp_path):
+    commands(squeue='echo "slurm_load_jobs error: Unable to contact slurm controller" >&2; exit 1')
+    with pytest.raises(UserError, match=r"SLURM refuses \(squeue\): slurm_load_jobs error: Unable to contact"):
+        check(SETTINGS, tmp_path)
+
+
+def test_jobs_of_an_earlier_study_in_the_folder_are_named(commands, tmp_path):
+    commands(squeue='printf "7_0|RUNNING\\n7_1|PENDING\\n6|COMPLETED\\n"')
+    with pytest.raises(UserError, match=r"still with SLURM: 7_0, 7_1\. Wait for them, or end them by: scancel 7$"):
+        check(SETTINGS, tmp_path)
+    commands(squeue='printf "7_0|CANCELLED\\n7_1|FAILED\\n6|COMPLETED\\n"')
+    assert check(SETTINGS, tmp_path) is None
+
+
+def test_what_is_not_asked_for_is_left_to_the_cluster():
+    assert flags(SETTINGS) == {"time": 60, "cpus_per_task": 1}
+
+
+def test_the_jobs_of_one_folder_have_one_name(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    assert name_of(tmp_path / "a") == name_of(tmp_path / "b") != name_of(tmp_path)
+
+
+class FakeQueue:
+    def __init__(self, *states):
+        self.states = list(states)
+
+    def state(self, job):
+        return self.states.pop(0) if len(self.states) > 1 else self.states[0]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """``clock.now``, which stands still."""
+    fake = SimpleNamespace(now=100.0, monotonic=lambda: fake.now, sleep=lambda seconds: None)
+    monkeypatch.setattr(slurm, "time", fake)
+    return fake
+
+
+def job(tmp_path, *states, result=None):
+    (tmp_path / "result").unlink(missing_ok=True)
+    if result is not None:
+        (tmp_path / "result").touch()
+    handle = SimpleNamespace(
+        job_id="7_0", paths=SimpleNamespace(result_pickle=tmp_path / "result"), result=lambda: result,
+        stderr=lambda: None, stdout=lambda: "one\nslurmstepd: error: Exceeded job memory limit\n",
+    )  # fmt: skip
+    return Job(SimpleNamespace(before=()), handle, FakeQueue(*states))
+
+
+@pytest.mark.parametrize(("state", "waits"), [("PENDING", True), ("CONFIGURING", True), ("RUNNING", False)])
+def test_a_job_waits_until_it_has_a_place(tmp_path, clock, state, waits):
+    one = job(tmp_path, state)
+    assert (one.is_waiting, one.poll()) == (waits, None)
+
+
+def test_the_status_of_a_job_is_that_of_its_run(tmp_path, clock):
+    one = job(tmp_path, "COMPLETED", result=(3, None))
+    assert (one.poll(), one.wait(), one.word) == (3, 3, None)
+    one = job(tmp_path, "COMPLETED", result=(1, "other versions"))
+    assert (one.poll(), one.word) == (1, "other versions")
+
+
+@pytest.mark.parametrize("state", ["OUT_OF_MEMORY", "FAILED", None])
+def test_a_job_that_left_no_result_is_over_only_after_a_while(tmp_path, clock, state):
+    one = job(tmp_path, state)
+    assert one.poll() is None
+    clock.now += slurm.SETTLED - 1
+    assert one.poll() is None
+    clock.now += 1
+    assert one.poll() == 1
+    assert one.word == (
+        f"job 7_0 left no result: SLURM says {state or 'nothing of it any more'} "
+        "(slurmstepd: error: Exceeded job memory limit)"
+    )
+
+
+def test_a_job_that_is_queued_again_is_not_over(tmp_path, clock):
+    one = job(tmp_path, "PREEMPTED", "PENDING", "PREEMPTED")
+    assert one.poll() is None
+    clock.now += slurm.SETTLED + 1
+    assert one.poll() is None  # queued again meanwhile
+    assert one.poll() is None  # and over again, from now on
+    clock.now += slurm.SETTLED
+    assert one.poll() == 1
+
+
+def test_what_the_study_takes_away_is_over_at_once(tmp_path, clock, commands):
+    commands(scancel=f'echo "$@" >> {tmp_path}/said')
+    one = job(tmp_path, "RUNNING", "CANCELLED")
+    one.signal(signal.SIGTERM)
+    one.signal(signal.SIGKILL)  # it is over: nothing is sent
+    assert one.poll() == 1
+    assert (tmp_path / "said").read_text() == "7_0\n"
+    another = job(tmp_path, "RUNNING")
+    another.signal(signal.SIGKILL)
+    assert (tmp_path / "said").read_text() == "7_0\n--signal=KILL --full 7_0\n"
+
+
+def test_a_job_that_slurm_does_not_take_away_is_not_waited_for_for_ever(tmp_path, clock, commands):
+    commands()
+    one = job(tmp_path, "RUNNING")
+    one.signal(signal.SIGKILL)
+    clock.sleep = lambda seconds: setattr(clock, "now", clock.now + seconds)
+    assert one.wait() == 1
+    assert clock.now == 100 + slurm.GRACE
+    assert one.word == "job 7_0 may still run: SLURM did not take it away"
+
+
+def test_a_silent_controller_is_waited_for(commands, clock, caplog):
+    commands(squeue='printf "7_0|RUNNING\\n"')
+    queue = Queue("study")
+    assert (queue.state("7_0"), queue.state("8")) == ("RUNNING", None)
+    commands(squeue="exit 1")
+    assert queue.state("7_0") == "RUNNING"
+    for _ in range(3):
+        clock.now += slurm.LOOK
+        assert queue.state("7_0") == "RUNNING"
+    assert [record.message for record in caplog.records] == [
+        "SLURM refuses (squeue): exit status 1\nSee study.cluster in the parameters. The study waits for it; jobs go "
+        "on meanwhile."
+    ]
+    commands(squeue='printf "7_0|COMPLETED\\n"')
+    clock.now += slurm.LOOK
+    assert queue.state("7_0") == "COMPLETED"
+
+
+@pytest.mark.parametrize("code", [128 + signal.SIGTERM, 128 + signal.SIGINT])
+def test_an_attempt_that_is_taken_away_leaves_no_result(monkeypatch, code):
+    ended = []
+    monkeypatch.setattr(slurm.os, "_exit", ended.append)
+    Queued(lambda: Outcome(code))()
+    assert ended == [code]
+    assert Queued(lambda: Outcome(1))() == Outcome(1) and ended == [code]
+
+
+def _has_slurm():
+    if shutil.which("sinfo") is None:
+        return False
+    found = subprocess.run(["sinfo", "--noheader", "--format=%T"], capture_output=True, text=True, check=False)
+    return found.returncode == 0 and any(state in found.stdout for state in ("idle", "mixed"))
+
+
+real = pytest.mark.skipif(not _has_slurm(), reason="no SLURM with a free node answers here")
+
+
+@pytest.fixture
+def cluster(project):
+    """The small project, prepared, on a machine with a SLURM; what is left in the queue is taken away."""
+    pytest.importorskip("submitit", reason="the extra slurm is not installed")
+    project.run("data_processing", "sft", "reward_model")
+    yield project
+    subprocess.run(["scancel", f"--name={name_of(project.data)}"], capture_output=True, check=False)
+
+
+def bytes_of(project, seed):
+    names = ("history.jsonl", "responses.jsonl", "samples.jsonl")
+    return {
+        f"{method}/{name}": (project.data / f"07_model_output/{method}/seed={seed}/{name}").read_bytes()
+        for method in ("ppo", "grpo")
+        for name in names
+    }
+
+
+@real
+@pytest.mark.cli
+@pytest.mark.pipeline
+def test_a_study_on_slurm_leaves_what_a_study_here_does(cluster):
+    code, said = cluster.command("kedro", "study", "--env=test", "--seeds=1", "--engine=slurm", timeout=600)
+    assert code == 0, said
+    assert "finished: 3 processes done, 0 failed" in said and "MLflow's store is a file" in said
+    states = cluster.states()
+    assert set(states.values()) == {"FINISHED"} and {"ppo-seed1", "grpo-seed1", "reporting"} <= set(states)
+    on_slurm = bytes_of(cluster, 1)
+    assert (cluster.data / "07_model_output/grpo/seed=1/run.log").stat().st_size > 0
+    for method in ("ppo", "grpo"):
+        cluster.run(method, seed=1, overwrite=True)
+    assert bytes_of(cluster, 1) == on_slurm
+
+
+STAND_IN = """
+import dataclasses, os, signal, sys, time
+from pathlib import Path
+sys.path.pop(0)  # from here on kedro is the real one
+from gemma_alignment.fingerprints import Record
+
+folder = Path(os.environ["STAND_IN"])
+seen = folder / "arguments"
+with seen.open("a") as file:
+    file.write(" ".join(sys.argv[1:]) + chr(10))
+record = Record(stage="grpo", seed=1, variant="", fingerprints={}, parameters={})
+record.write(folder)
+again = "resume=true" in sys.argv[-1]
+def end(number, frame):
+    record.end("killed").write(folder)
+    sys.exit(128 + number)
+signal.signal(signal.SIGTERM, end)
+(folder / "ready").touch()
+time.sleep(0 if again else 900)
+record.end("finished").write(folder)
+"""
+"""In the place of Kedro: a run that waits, and does not once it is resumed."""
+
+
+@pytest.fixture
+def handed_over(tmp_path, monkeypatch):
+    """A run that waits as a job of SLURM; what drives it, its child and its folder."""
+    pytest.importorskip("submitit", reason="the extra slurm is not installed")
+    project, data = tmp_path / "project", tmp_path / "data"
+    (project / "kedro").mkdir(parents=True)
+    (project / "pyproject.toml").touch()
+    (project / "kedro" / "__init__.py").touch()
+    (project / "kedro" / "__main__.py").write_text(STAND_IN)
+    run = Run(("grpo",), {"seed": 1})
+    folder = run.stages[0].directory(data)
+    folder.mkdir(parents=True)
+    child = Child(run, folder / "run.log")
+    site, variables = Site(project, data, "cpu", 1), {**os.environ, "STAND_IN": str(folder)}
+    with alone(data):
+        check(SETTINGS, data)
+        driven = Slurm(site, SETTINGS).drive([child], None, variables)
+        next(driven)
+        yield driven, child, folder
+    subprocess.run(["scancel", f"--name={name_of(data)}"], capture_output=True, check=False)
+
+
+def drive_until(driven, there):
+    """Go on with the study's loop, as the study does, until something is there."""
+    for _ in driven:
+        if there():
+            return
+    assert there()
+
+
+@real
+@pytest.mark.parametrize("taken", [("scontrol", "requeue"), ("scancel", "--signal=USR2")], ids=["preempted", "time"])
+def test_a_job_that_is_taken_away_and_queued_again_goes_on(handed_over, taken):
+    """By SLURM itself, as on pre-emption, and with the signal that warns of the end of a job's time."""
+    driven, child, folder = handed_over
+    assert child.state in ("waiting", "running")
+    drive_until(driven, (folder / "ready").exists)
+    first = Record.read(folder)
+    assert child.state == "running" and child.wrote(first)
+    subprocess.run([*taken, child.process.handle.job_id], check=True)
+    assert [one for one in driven if one is not None] == [child]
+    assert (child.state, child.code) == ("done", 0)
+    record = Record.read(folder)
+    assert record.status == "finished" and record.pid != first.pid and child.wrote(record)
+    assert (folder / "arguments").read_text().splitlines() == [
+        "run --pipelines=grpo --params seed=1", "run --pipelines=grpo --params seed=1,overwrite=false,resume=true",
+    ]  # fmt: skip
+
+
+@real
+def test_a_study_that_stops_takes_its_jobs_away(handed_over):
+    driven, child, folder = handed_over
+    drive_until(driven, (folder / "ready").exists)
+    stop([child])
+    assert child.state == "failed"
+    assert Record.read(folder).status == "killed"
+    assert check(SETTINGS, folder.parents[2]) is None  # nothing of it is left in the queue
