@@ -251,7 +251,8 @@ def test_a_study_on_slurm_leaves_what_a_study_here_does(cluster):
 STAND_IN = """
 import dataclasses, os, signal, sys, time
 from pathlib import Path
-sys.path.pop(0)  # from here on kedro is the real one
+sys.path.pop(0)
+del sys.modules["kedro"]  # from here on it is the real one
 from gemma_alignment.fingerprints import Record
 
 folder = Path(os.environ["STAND_IN"])
