@@ -62,7 +62,7 @@ def gemma2b(low_memory: bool) -> tuple[Holding, Work]:
         tree["policy_optimization"]["microbatch_size"], rollout["batch_size"], tree["grpo"]["group_size"],
         tree["preferences"]["max_prompt_tokens"], rollout["max_new_tokens"],
     )  # fmt: skip
-    return Holding.of(tree["modeling"], rollout["weights"]), work
+    return Holding.of(tree["modeling"], rollout), work
 
 
 def cases(cuda: bool, sizes: list[str]) -> list[tuple[str, Shape, Holding, Work]]:

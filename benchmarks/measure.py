@@ -137,7 +137,7 @@ def iteration(model: Any, method: Any, shape: Shape, hold: Holding, work: Work, 
     """Rollout, scores, one optimizer step: as the loop does it; returns the tokens that were sampled."""
     chance = torch.Generator().manual_seed(1)
     prompts = torch.randint(3, shape.vocabulary, (work.decoded // work.group_size, work.prompt), generator=chance)
-    with meter.phase("rollout"), model.decoder("policy", hold.weights) as decoder:
+    with meter.phase("rollout"), model.decoder("policy", hold.weights, hold.precision) as decoder:
         found = sample(
             decoder, prompts.tolist(), work.group_size, max_new_tokens=work.response, temperature=1.0, stop_ids=(1,),
             pad_id=0, generator=chance, batch_size=work.decoded,

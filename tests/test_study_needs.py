@@ -132,6 +132,24 @@ def test_where_rates_were_measured_is_said(parameters):
             RateParameters(**{**parameters["rates"], name: 0})
 
 
+def test_a_dry_run_says_what_decoding_in_another_precision_costs(parameters):
+    """A copy of 2.51 billion weights in bf16; in 4 bits there is none."""
+    assert parameters["rollout"]["precision"] == "4bit"
+    assert "merged copy" not in looked_at(parameters)["memory grpo"].said
+    dense = merged(parameters, {"rollout": {"weights": "merged", "precision": "bf16"}})
+    said = looked_at(dense)["memory grpo"].said
+    assert "(rollout); the merged copy to decode with takes 5.0, from shapes alone" in said
+    plain, copied = (
+        next(peak.bytes for peak in peaks(PLAN, one, GEMMA_2B) if peak.stage == "grpo") for one in (parameters, dense)
+    )
+    weights = GEMMA_2B.linear_weights + GEMMA_2B.table_weights
+    assert copied - plain == pytest.approx(2 * weights, rel=0.02)
+    single = merged(dense, {"modeling": {"dtype": "float32"}})
+    half = next(peak.copy for peak in peaks(PLAN, single, GEMMA_2B) if peak.stage == "grpo")
+    as_held = merged(single, {"rollout": {"precision": "as_held"}})
+    assert next(peak.copy for peak in peaks(PLAN, as_held, GEMMA_2B) if peak.stage == "grpo") == 2 * half
+
+
 def test_every_stage_that_opens_a_model_is_in_the_memory(parameters):
     """Of the study the merge holds most: the base, the plain copy in bf16, and what a sum of weights takes."""
     found = {peak.stage: peak.bytes / 1e9 for peak in peaks(PLAN, parameters, GEMMA_2B)}

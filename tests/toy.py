@@ -53,5 +53,8 @@ def disturb(model: SharedBase, role: str, scale: float = 0.3) -> None:
 
 def settings(**changes: Any) -> SimpleNamespace:
     """Rollout parameters."""
-    defaults = {"max_new_tokens": 6, "temperature": 1.0, "batch_size": 64, "weights": "merged"}
+    defaults = {
+        "max_new_tokens": 6, "temperature": 1.0, "batch_size": 64, "engine": "transformers", "weights": "merged",
+        "precision": "as_held",
+    }  # fmt: skip
     return SimpleNamespace(**{**defaults, **changes})

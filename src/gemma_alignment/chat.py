@@ -9,7 +9,7 @@ from typing import Any, Self
 from gemma_alignment.config import build
 from gemma_alignment.errors import UserError
 from gemma_alignment.modeling.protocols import Role
-from gemma_alignment.parameters.training import RolloutParameters
+from gemma_alignment.parameters.rollout import RolloutParameters
 from gemma_alignment.stages import ARMS, Stage, unknown_method
 
 MODELS, OUTPUT = "06_models", "07_model_output"
@@ -68,7 +68,8 @@ class Conversation:
         self._name = trained.name
         settings = build(RolloutParameters, parameters["rollout"], "rollout")
         chosen = settings.temperature if temperature is None else temperature
-        self._settings = replace(settings, temperature=chosen, weights="adapter")
+        plain: dict[str, Any] = {"engine": "transformers", "weights": "adapter", "precision": "as_held"}  # no copy
+        self._settings = replace(settings, temperature=chosen, **plain)
         self._seed = int(parameters["seed"])
         device = prepare(parameters["runtime"])
         names = ("sft_merged_model", "base_model", "sft_adapter")

@@ -53,6 +53,18 @@ def test_what_each_saving_saves() -> None:
     assert (chained - phases(GEMMA_2B, HELD, WORK, False)["load"]) / 1e9 == pytest.approx(0.0784, abs=1e-3)
 
 
+def test_pages_are_filled_up() -> None:
+    """A page holds 256 positions: 513 take as much as 768, and 512 what they take in one piece."""
+    paged = replace(HELD, engine="continuous_batching")
+
+    def rollout(hold, response):
+        return phases(GEMMA_2B, hold, replace(WORK, response=response), critic=False)["rollout"]
+
+    each = GEMMA_2B.layers * 2 * 256 * 2 * WORK.decoded
+    assert rollout(paged, 128) == rollout(HELD, 128)
+    assert rollout(paged, 129) - rollout(HELD, 129) == 255 * each
+
+
 def test_the_configuration_of_the_real_study_keeps_its_promise(gemma2b) -> None:
     """Of estimates: at most 3.0 GB for GRPO and 4.0 for PPO, 2.5 for GRPO with little memory."""
     for low, method, most in ((False, "grpo", 3.0), (False, "ppo", 4.0), (True, "grpo", 2.5)):

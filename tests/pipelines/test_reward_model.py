@@ -25,7 +25,10 @@ CONF = Path(__file__).parents[2] / "conf"
 MODELING = yaml.safe_load((CONF / "base" / "parameters_modeling.yml").read_text(encoding="utf-8"))["modeling"]
 MODELING["lora"] = {"rank": 4, "alpha": 8, "targets": "all-linear"}
 RUNTIME = {"device": "cpu", "threads": 1}
-ROLLOUT = {"max_new_tokens": 6, "temperature": 1.0, "batch_size": 64, "weights": "merged"}
+ROLLOUT = {
+    "max_new_tokens": 6, "temperature": 1.0, "batch_size": 64, "engine": "transformers", "weights": "merged",
+    "precision": "as_held",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

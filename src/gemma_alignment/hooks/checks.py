@@ -29,6 +29,7 @@ def check_parameters(parameters: Mapping[str, Any], configured: Mapping[str, Any
             raise ConfigError(f"missing section {section}: no conf/**/parameters*.yml has it")
         build(section_class(section), parameters[section], section)
     _check_context(parameters)
+    _check_precision(parameters)
 
 
 def _check_context(parameters: Mapping[str, Any]) -> None:
@@ -40,6 +41,15 @@ def _check_context(parameters: Mapping[str, Any]) -> None:
             f"preferences.max_prompt_tokens {preferences['max_prompt_tokens']} and answers of up to {answer} tokens "
             f"do not fit tiny_model.max_positions {positions}: lower max_prompt_tokens, max_response_tokens or "
             "rollout.max_new_tokens, or raise max_positions"
+        )
+
+
+def _check_precision(parameters: Mapping[str, Any]) -> None:
+    """Responses are decoded in 4 bits only where the model is held so."""
+    if parameters["rollout"]["precision"] == "4bit" and parameters["modeling"]["quantization"] != "nf4":
+        raise ConfigError(
+            "rollout.precision is '4bit', but modeling.quantization is "
+            f"'{parameters['modeling']['quantization']}': set rollout.precision=as_held or modeling.quantization=nf4"
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gemma_alignment.modeling.protocols import Role
+from gemma_alignment.modeling.protocols import Precision, Role
 from gemma_alignment.modeling.roles import SharedBase
 from gemma_alignment.modeling.sequences import HasSequences
 
@@ -103,9 +103,11 @@ class SeparateCopies:
         """The reward head's raw output (B,) at the last response token."""
         return self._current.scores(batch)
 
-    def decoder(self, role: Role = "policy", weights: str = "merged") -> AbstractContextManager[Any]:
+    def decoder(
+        self, role: Role = "policy", weights: str = "merged", precision: Precision = "as_held"
+    ) -> AbstractContextManager[Any]:
         """The causal language model that samples for a role."""
-        return self.holder(role).decoder(role, weights)
+        return self.holder(role).decoder(role, weights, precision)
 
     def count_decoding(self, tokens: int) -> None:
         """Add the forward passes of sampling to the count of operations."""

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
 
 from gemma_alignment.modeling.heads import prompts_at_a_time
+from gemma_alignment.modeling.prefill import prefilled
+from gemma_alignment.modeling.static import StaticCached, is_static
 
 
 class Cached(Protocol):
@@ -27,32 +29,13 @@ class Cached(Protocol):
 
 
 def cached(model: Any) -> Cached:
-    """The faster way for a Gemma that :func:`lay_side_by_side` has prepared, the model's own modules for others."""
+    """Captured steps on a GPU, the faster way for a Gemma that :func:`lay_side_by_side` has prepared on a CPU.
+
+    Other models go through their own modules, and on a GPU those that have no cache of a fixed size.
+    """
+    if model.device.type == "cuda" and is_static(model):
+        return StaticCached(model)
     return GemmaCached(model) if hasattr(model, "side_by_side") else ModulesCached(model)
-
-
-def prefilled(model: Any, tokens: Tensor, mask: Tensor) -> tuple[Any, Tensor]:
-    """The cache of prompts (N, P) and the logits (N, V) after each; a few prompts in a pass where the MLP is wide."""
-    from transformers import DynamicCache
-
-    config = model.config.get_text_config()
-    wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    size = prompts_at_a_time(tokens.shape[1], wide)
-    caches: list[Any] = []
-    logits = []
-    for ids, real in zip(tokens.split(size), mask.split(size), strict=True):
-        caches.append(DynamicCache(config=model.config))
-        out = model(
-            input_ids=ids, attention_mask=real, position_ids=(real.cumsum(1) - 1).clamp(min=0),
-            past_key_values=caches[-1], use_cache=True, logits_to_keep=1,
-        )  # fmt: skip
-        logits.append(out.logits[:, -1])
-    whole, *others = caches
-    if others:
-        for number, layer in enumerate(whole.layers):
-            layer.keys = torch.cat([one.layers[number].keys for one in caches])
-            layer.values = torch.cat([one.layers[number].values for one in caches])
-    return whole, torch.cat(logits)
 
 
 class ModulesCached:

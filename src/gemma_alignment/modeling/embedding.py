@@ -28,7 +28,7 @@ class Int8Table(nn.Module):
             codes[rows] = (part / scales[rows]).round().to(torch.int8)
         self.register_buffer("codes", codes, persistent=False)
         self.register_buffer("scales", scales, persistent=False)
-        self._dtype, self._scale_by = weight.dtype, scale_by
+        self._dtype, self._scale_by = weight.dtype, float(torch.tensor(scale_by, dtype=weight.dtype))
 
     def rows(self, which: slice | Tensor) -> Tensor:
         """Dequantised rows."""
@@ -43,8 +43,7 @@ class Int8Table(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """The embeddings (…, d) of ids (…)."""
-        rows = self.rows(ids)
-        return rows * torch.tensor(self._scale_by).to(rows)
+        return self.rows(ids) * self._scale_by
 
 
 class Int8Head(nn.Module):

@@ -14,6 +14,8 @@ from gemma_alignment.modeling.heads import positions_at_a_time, prompts_at_a_tim
 FP32 = 4
 NF4 = 0.5 + (1 + FP32 / 256) / 64
 """Bytes a weight: half of one, and for each block of 64 a scale of one byte with a second scale for every 256."""
+PAGE = 256
+"""Positions of a page of continuous batching: flash attention takes no smaller ones."""
 WIDTHS = {"float32": 4, "bfloat16": 2}
 MOMENTS = {"adam": 8.0, "paged_adam_8bit": 2.0 + 8 / 256}
 """Bytes a trained weight."""
@@ -79,13 +81,18 @@ class Holding:
     weights: str
     """``rollout.weights``."""
     embedding: str = "as_saved"
+    precision: str = "as_held"
+    """``rollout.precision``."""
+    engine: str = "transformers"
+    """``rollout.engine``."""
 
     @classmethod
-    def of(cls, modeling: Mapping[str, Any], weights: str) -> Self:
+    def of(cls, modeling: Mapping[str, Any], rollout: Mapping[str, Any]) -> Self:
         """Read it from the parameters."""
         return cls(
             modeling["quantization"], modeling["dtype"], modeling["lora"]["rank"], modeling["gradient_checkpointing"],
-            modeling["optimizer"], modeling["rl_base"], modeling["sharing"], weights, modeling["embedding"],
+            modeling["optimizer"], modeling["rl_base"], modeling["sharing"], rollout["weights"], modeling["embedding"],
+            rollout["precision"], rollout["engine"],
         )  # fmt: skip
 
     @property
@@ -241,11 +248,17 @@ def _head(shape: Shape, hold: Holding, positions: int, learns: bool = False) -> 
 def _decoding(shape: Shape, hold: Holding, work: Work) -> float:
     """Bytes of a rollout: the cache, one step's logits and what is drawn from them, and a merged copy."""
     length = work.prompt + work.response
+    length += -length % PAGE if hold.engine == "continuous_batching" else 0
     cache = shape.layers * 2 * shape.kv_heads * shape.head_dim * hold.width * length * work.decoded
     logits = work.decoded * shape.vocabulary * (hold.width + 2 * FP32) + _table_part(shape, hold)
     prompts = min(max(1, work.decoded // work.group_size), prompts_at_a_time(work.prompt, shape.intermediate))
-    merged = hold.width * (shape.linear_weights + shape.table_weights) if hold.weights == "merged" else 0
-    return cache + max(logits, _passing(shape, hold, prompts * work.prompt)) + merged
+    return cache + max(logits, _passing(shape, hold, prompts * work.prompt)) + decoding_copy(shape, hold)
+
+
+def decoding_copy(shape: Shape, hold: Holding) -> float:
+    """Bytes of the merged copy that responses are decoded with, 0 where there is none."""
+    width = WIDTHS["bfloat16"] if hold.precision == "bf16" else hold.width
+    return float(width * (shape.linear_weights + shape.table_weights)) if hold.weights == "merged" else 0.0
 
 
 def _table_part(shape: Shape, hold: Holding) -> float:

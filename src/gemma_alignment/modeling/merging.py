@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gemma_alignment.modeling.embedding import Int8Head
+
 
 def base_weight(layer: Any) -> Tensor:
     """The weight of a linear layer in floating point, dequantised where it is held in 4 bits."""
@@ -65,3 +67,12 @@ def write_merged(source: Any, adapter: str | None, plain: Any) -> Any:
                 value = value.float() + twin.get_delta_weight(adapter).float()
             target.copy_(value)
     return plain
+
+
+def matmul_weights(part: Any) -> int:
+    """Weights that multiply a token: all linear layers of a part of the model, counting 4-bit ones unpacked."""
+    total = 0
+    for module in part.modules():
+        if isinstance(module, nn.Linear | Int8Head):
+            total += module.in_features * module.out_features
+    return total

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gemma_alignment.modeling.sequences import HasSequences
+from gemma_alignment.modeling.transfers import to_device
 
 WIDTH = 128
 """Positions that a row is filled up to. A longer group is split, its prompt computed once more."""
@@ -46,7 +47,7 @@ class Packed:
 
     def to(self, device: torch.device) -> "Packed":
         """The same on another device."""
-        return Packed(*(getattr(self, one.name).to(device) for one in fields(self)))
+        return Packed(*(to_device(getattr(self, one.name), device) for one in fields(self)))
 
     def sees(self, window: int | None = None) -> Tensor:
         """(R, L, L) which position attends to which; padding attends to itself alone."""

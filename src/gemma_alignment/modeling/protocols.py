@@ -10,6 +10,7 @@ from torch import Tensor
 from gemma_alignment.modeling.sequences import HasSequences
 
 Role = Literal["policy", "reference", "reward", "critic"]
+Precision = Literal["as_held", "bf16", "4bit"]
 
 
 class RoleModel(Protocol):
@@ -42,7 +43,9 @@ class RoleModel(Protocol):
     def adam(self, name: Role, rate: float, epsilon: float = 1e-8) -> torch.optim.Optimizer:
         """Adam over what the role trains."""
 
-    def decoder(self, role: Role = "policy", weights: str = "merged") -> AbstractContextManager[Any]:
+    def decoder(
+        self, role: Role = "policy", weights: str = "merged", precision: Precision = "as_held"
+    ) -> AbstractContextManager[Any]:
         """The causal language model that samples for a role as it is now."""
 
     def forward_flops(self) -> float:

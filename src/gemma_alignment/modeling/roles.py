@@ -26,14 +26,14 @@ from gemma_alignment.modeling.adapters import (
     unusable,
 )
 from gemma_alignment.modeling.decoding import lay_side_by_side
-from gemma_alignment.modeling.embedding import Int8Head
 from gemma_alignment.modeling.heads import ScalarHead, chunked_logprobs, positions_at_a_time
 from gemma_alignment.modeling.lora import activate, adapted_layers, quicken, without_adapters
-from gemma_alignment.modeling.merging import empty_copy, write_merged
+from gemma_alignment.modeling.merging import empty_copy, matmul_weights, write_merged
 from gemma_alignment.modeling.optimizers import Kind, adam
-from gemma_alignment.modeling.protocols import Role
+from gemma_alignment.modeling.protocols import Precision, Role
 from gemma_alignment.modeling.sequences import HasSequences
 from gemma_alignment.modeling.states import Packing
+from gemma_alignment.modeling.transfers import to_device
 
 
 class SharedBase:
@@ -58,8 +58,8 @@ class SharedBase:
         self._optimizer: Kind = optimizer
         self._flops = 0.0
         self.packing = Packing()
-        self._head_size = _matmul_parameters(base.get_output_embeddings())
-        self._body_size = _matmul_parameters(base) - self._head_size
+        self._head_size = matmul_weights(base.get_output_embeddings())
+        self._body_size = matmul_weights(base) - self._head_size
 
     @property
     def is_exact(self) -> bool:
@@ -235,8 +235,8 @@ class SharedBase:
 
     def logprobs(self, batch: HasSequences, temperature: float) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities (B, T) of the response tokens, 0 where the mask is False; in training their entropies."""
-        states, mask = self.response_states(batch), batch.response_mask.to(self.device)
-        tokens = batch.response_tokens.to(self.device)[mask]
+        states, mask = self.response_states(batch), to_device(batch.response_mask, self.device)
+        tokens = to_device(batch.response_tokens, self.device)[mask]
         self._count(self._head_size, len(tokens))
         frozen = not any(p.requires_grad for p in self.model.get_output_embeddings().parameters())
         found, spread = chunked_logprobs(states, tokens, self.head, temperature, self.positions_at_a_time, frozen)
@@ -245,17 +245,17 @@ class SharedBase:
 
     def response_states(self, batch: HasSequences) -> Tensor:
         """Hidden states (N, d) that the real response tokens are predicted from."""
-        return self._hidden(batch, pad(batch.response_mask.to(self.device), (0, 1)))
+        return self._hidden(batch, pad(to_device(batch.response_mask, self.device), (0, 1)))
 
     def values(self, batch: HasSequences) -> Tensor:
         """The critic's estimate (B, T) before each response token, 0 where the mask is False."""
-        found, mask = self.heads["critic"](self.response_states(batch)), batch.response_mask.to(self.device)
+        found, mask = self.heads["critic"](self.response_states(batch)), to_device(batch.response_mask, self.device)
         return torch.zeros(mask.shape, device=self.device).masked_scatter(mask, found)
 
     def scores(self, batch: HasSequences) -> Tensor:
         """The reward head's output (B,) at the last response token."""
         lengths, places = batch.response_mask.sum(1, keepdim=True), torch.arange(batch.response_mask.shape[1] + 1)
-        return self.heads["reward"](self._hidden(batch, (places == lengths.cpu()).to(self.device)))
+        return self.heads["reward"](self._hidden(batch, to_device(places == lengths.cpu(), self.device)))
 
     def forward_flops(self) -> float:
         """2 N operations per token of a forward, 2 N more for the backward through a frozen base.
@@ -269,14 +269,18 @@ class SharedBase:
         self._flops = flops
 
     @contextmanager
-    def decoder(self, role: Role = "policy", weights: str = "merged") -> Iterator[Any]:
+    def decoder(
+        self, role: Role = "policy", weights: str = "merged", precision: Precision = "as_held"
+    ) -> Iterator[Any]:
         """The causal language model that samples for a role: a merged copy, or the role itself."""
+        dtype = torch.bfloat16 if precision == "bf16" else self.model.dtype
+        as_is = role == "reference" and dtype == self.model.dtype and not hasattr(self.model, "hf_quantizer")
         with self.role(role):
-            if weights == "adapter" or (role == "reference" and not hasattr(self.model, "hf_quantizer")):
+            if weights == "adapter" or as_is:
                 yield self.model
             else:
-                if self._merged is None:
-                    self._merged = lay_side_by_side(empty_copy(self.model, self.model.dtype))
+                if self._merged is None or self._merged.dtype != dtype:
+                    self._merged = lay_side_by_side(empty_copy(self.model, dtype))
                 bare = role == "reference" and not self._chained
                 yield write_merged(self.model, None if bare else role, self._merged)
 
@@ -287,12 +291,3 @@ class SharedBase:
     def merged(self, role: Role, dtype: torch.dtype) -> Any:
         """A plain model of its own with the role's adapter added to the dequantised base."""
         return write_merged(self.model, role, empty_copy(self.model, dtype))
-
-
-def _matmul_parameters(part: Any) -> int:
-    """Weights that multiply a token: all linear layers of a part of the model, counting 4-bit ones unpacked."""
-    total = 0
-    for module in part.modules():
-        if isinstance(module, nn.Linear | Int8Head):
-            total += module.in_features * module.out_features
-    return total

@@ -10,6 +10,7 @@ from torch import Tensor
 from gemma_alignment.modeling.gemma import gemma_states, is_plain
 from gemma_alignment.modeling.packing import masks_for, pack
 from gemma_alignment.modeling.sequences import HasSequences
+from gemma_alignment.modeling.transfers import to_device
 
 _LOG = logging.getLogger(__name__)
 GAP = {True: 1e-4, False: 0.05}
@@ -48,8 +49,8 @@ class Packing:
 
 def padded_states(model: Any, batch: HasSequences, wanted: Tensor) -> tuple[Tensor, int]:
     """The wanted states and the number of real positions, a row a sequence."""
-    tokens = torch.cat([batch.prompt_tokens, batch.response_tokens], 1).to(model.device)
-    mask = torch.cat([batch.prompt_mask, batch.response_mask], 1).to(model.device)
+    tokens = to_device(torch.cat([batch.prompt_tokens, batch.response_tokens], 1), model.device)
+    mask = to_device(torch.cat([batch.prompt_mask, batch.response_mask], 1), model.device)
     positions = (mask.long().cumsum(1) - 1).clamp(min=0)
     states = model.base_model(
         input_ids=tokens, attention_mask=mask.long(), position_ids=positions, use_cache=False
@@ -74,7 +75,7 @@ def packed_states(model: Any, batch: HasSequences, wanted: Tensor) -> tuple[Tens
 def _agrees(model: Any, batch: HasSequences, allowed: float) -> bool:
     """Whether the states are the same both ways: before the first response token and after every real one."""
     before = torch.ones_like(batch.response_mask[:, :1])
-    real = torch.cat([before, batch.response_mask], 1).to(model.device)
+    real = to_device(torch.cat([before, batch.response_mask], 1), model.device)
     try:
         packed, padded = packed_states(model, batch, real)[0], padded_states(model, batch, real)[0]
     except (TypeError, ValueError, RuntimeError) as error:

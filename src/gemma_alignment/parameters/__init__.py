@@ -16,7 +16,7 @@ SECTIONS: dict[str, str] = {
     "sft": "gemma_alignment.parameters.training:SFTParameters",
     "reward_model": "gemma_alignment.parameters.training:RewardModelParameters",
     "policy_optimization": "gemma_alignment.parameters.training:PolicyOptimizationParameters",
-    "rollout": "gemma_alignment.parameters.training:RolloutParameters",
+    "rollout": "gemma_alignment.parameters.rollout:RolloutParameters",
     "kl_control": "gemma_alignment.parameters.training:KLControlParameters",
     "score_normalization": "gemma_alignment.parameters.training:ScoreNormalizationParameters",
     "ppo": "gemma_alignment.training.methods.ppo:PPO",

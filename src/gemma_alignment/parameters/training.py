@@ -181,23 +181,6 @@ class RewardModelParameters:
 
 
 @dataclass(frozen=True)
-class RolloutParameters:
-    """How responses are sampled."""
-
-    max_new_tokens: int
-    """Longest response, the ending token included."""
-    temperature: float
-    """Sampling temperature; the same divides the logits wherever log-probabilities are taken."""
-    batch_size: int
-    """Responses decoded at a time."""
-    weights: Literal["merged", "adapter"]
-    """Decode with a merged copy of the weights (fast, one more copy), or through the adapter."""
-
-    def __post_init__(self) -> None:
-        check_positive(max_new_tokens=self.max_new_tokens, temperature=self.temperature, batch_size=self.batch_size)
-
-
-@dataclass(frozen=True)
 class PolicyOptimizationParameters:
     """What every arm shares: budget, optimizer, evaluation, checkpoints."""
 

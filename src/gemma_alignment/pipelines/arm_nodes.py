@@ -40,6 +40,7 @@ def train_policy(
     """
     from gemma_alignment.modeling.saving import read_normalizer, saved_adapter
     from gemma_alignment.parameters import training as p
+    from gemma_alignment.parameters.rollout import RolloutParameters
     from gemma_alignment.training.checkpoints import train_on
     from gemma_alignment.training.kl_control import KLController
     from gemma_alignment.training.methods import METHODS
@@ -67,7 +68,7 @@ def train_policy(
         method=how, model=model, chat=chat,
         prompts=View(prompts_train, lambda row: (row["prompt_id"], row["prompt"])),
         held_out=_held_out(chat, prompts_eval, preferences_eval, shared.eval_prompts),
-        settings=shared, rollout=build(p.RolloutParameters, rollout, "rollout"),
+        settings=shared, rollout=build(RolloutParameters, rollout, "rollout"),
         kl_controller=KLController(
             control.schedule, control.target, control.horizon, control.max_rise, control.max_fall, control.ceiling
         ),
@@ -90,7 +91,8 @@ def answer_with_policy(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """The policy's answers to every held-out prompt, with the same random numbers as the SFT model's."""
     from gemma_alignment.modeling.saving import read_normalizer
-    from gemma_alignment.parameters.training import PolicyOptimizationParameters, RolloutParameters
+    from gemma_alignment.parameters.rollout import RolloutParameters
+    from gemma_alignment.parameters.training import PolicyOptimizationParameters
     from gemma_alignment.training.policy_evaluation import answer
     from gemma_alignment.training.seeding import generator
 

@@ -26,8 +26,8 @@ class OldLogprobs:
 
     The first batch of a run is computed both ways. Where they agree the second forward is left out from then on, but
     for the batches in which the question is asked again: the adapter has grown since. A sampler that disagreed once is
-    not used any more; in bf16 and in 4 bits it never is. The answer is part of a checkpoint: a run that goes on
-    must not begin by asking.
+    not used any more; it never is in bf16 or 4 bits, be it those of the model or of ``rollout.precision``. The answer
+    is part of a checkpoint: a run that goes on must not begin by asking.
     """
 
     def __init__(self) -> None:
@@ -37,15 +37,18 @@ class OldLogprobs:
         """(B, T) of the sampled tokens under the policy that sampled them, 0 at padding; and the gap.
 
         ``ask``: whether to compare again. The gap (B,) is the largest of each response, in nats; None where
-        nothing was compared. Comparing changes nothing as long as the two agree.
+        nothing was compared, or the sampler tells none. Comparing changes nothing as long as the two agree.
         """
-        trusted = model.is_exact and self._sampler_agrees
-        if trusted and not ask:
+        exact = model.is_exact and settings.precision == "as_held"
+        trusted = exact and self._sampler_agrees
+        if trusted and not ask and found.logprobs is not None:
             return found.logprobs, None
         counted = model.forward_flops()
         trained = role_logprobs(model, "policy", found.sequences, settings.temperature, size)
+        if found.logprobs is None:
+            return trained, None
         gap = (trained - found.logprobs).abs()
-        if model.is_exact and self._sampler_agrees is not False:
+        if exact and self._sampler_agrees is not False:
             mean = float(gap.sum(dtype=torch.float64)) / max(1, int(found.sequences.response_mask.sum()))
             self._sampler_agrees = float(gap.max()) <= AGREEMENT and mean <= MEAN_AGREEMENT
             if not self._sampler_agrees:
@@ -72,7 +75,7 @@ def rollout(
     role: Role = "policy",
 ) -> Rollout:  # fmt: skip
     """Sample responses of a role; ``settings`` are the rollout parameters."""
-    with model.decoder(role, settings.weights) as decoder:
+    with model.decoder(role, settings.weights, settings.precision) as decoder:
         result = sample(
             decoder,
             [chat.encode_prompt(p) for p in prompts],
@@ -83,6 +86,7 @@ def rollout(
             pad_id=chat.pad_id,
             generator=generator,
             batch_size=settings.batch_size,
+            engine=settings.engine,
         )
     model.count_decoding(result.decoded_tokens)
     return result

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gemma_alignment.modeling.decoding import cached
 from gemma_alignment.modeling.sequences import Sequences, pad
+from gemma_alignment.modeling.transfers import Known, to_device
 
 COMPACT_BELOW = 0.75  # rebuild the batch when fewer rows than this are still alive
 
@@ -24,8 +25,8 @@ class Rollout:
     """Sampled responses; the ``group_size`` samples of a prompt are consecutive rows."""
 
     sequences: Sequences
-    logprobs: Tensor
-    """(B, T) of the sampled tokens under the model that sampled, at the temperature; 0 at padding."""
+    logprobs: Tensor | None
+    """(B, T) of the sampled tokens under the model that sampled, at the temperature; 0 at padding. None: not known."""
     ended: Tensor
     """(B,) False where the response was cut off."""
     decoded_tokens: int
@@ -59,6 +60,7 @@ def sample(
     pad_id: int,
     generator: torch.Generator,
     batch_size: int,
+    engine: str = "transformers",
 ) -> Rollout:
     """Sample ``group_size`` responses for each prompt.
 
@@ -67,10 +69,12 @@ def sample(
         prompts: token ids, each with its BOS and chat markup.
         generator: the only source of chance, on the CPU.
         batch_size: responses decoded at a time; it does not change what is sampled, rounding aside.
+        engine: ``continuous_batching`` samples the same, rounding aside, and does not tell log-probabilities.
 
     Raises:
         ValueError: without prompts.
         RuntimeError: when the model is in train mode.
+        UserError: where the engine does not take the model.
     """
     if not prompts:
         raise ValueError("no prompts to sample from")
@@ -80,9 +84,39 @@ def sample(
             "from one token alone with nothing but a warning. Call eval() first, as SharedBase.decoder does"
         )
     uniforms = torch.rand((len(prompts) * group_size, max_new_tokens), generator=generator)
+    if engine == "continuous_batching":
+        responses, likely, decoded = _by_engine(model, prompts, uniforms, temperature, stop_ids, batch_size)
+    else:
+        responses, likely, decoded = _in_batches(model, prompts, uniforms, temperature, stop_ids, pad_id, batch_size)
+    repeated = [prompt for prompt in prompts for _ in range(group_size)]
+    ended = torch.tensor([bool(r) and r[-1] in stop_ids for r in responses])
+    batch = Sequences(*pad(repeated, pad_id, left=True), *pad(responses, pad_id, left=False))
+    return Rollout(batch, None if likely is None else likely[:, : batch.response_mask.shape[1]], ended, decoded)
+
+
+def _by_engine(
+    model: Any, prompts: Sequence[Sequence[int]], uniforms: Tensor, temperature: float, stop_ids: Sequence[int],
+    batch_size: int,
+) -> tuple[list[list[int]], None, int]:  # fmt: skip
+    """See :func:`gemma_alignment.modeling.continuous.generate`; every position is computed once."""
+    from gemma_alignment.modeling.continuous import generate
+
+    def drawn(logits: Tensor, numbers: Tensor) -> Tensor:
+        return draw(logits, numbers, temperature)[0]
+
+    responses = generate(model, prompts, uniforms, drawn, stop_ids, batch_size)
+    return responses, None, sum(map(len, prompts)) + sum(len(response) - 1 for response in responses)
+
+
+def _in_batches(
+    model: Any, prompts: Sequence[Sequence[int]], uniforms: Tensor, temperature: float, stop_ids: Sequence[int],
+    pad_id: int, batch_size: int,
+) -> tuple[list[list[int]], Tensor, int]:  # fmt: skip
+    """Prompts of like length together, ``batch_size`` responses at a time."""
+    group_size = len(uniforms) // len(prompts)
     per_batch = max(1, batch_size // group_size)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    responses: list[list[int]] = [[] for _ in range(len(prompts) * group_size)]
+    responses: list[list[int]] = [[] for _ in range(len(uniforms))]
     likely = torch.zeros(uniforms.shape)
     decoded = 0
     for start in range(0, len(order), per_batch):
@@ -94,10 +128,7 @@ def sample(
         decoded += count
         for row, response in zip(rows, tokens, strict=True):
             responses[row] = response
-    repeated = [prompt for prompt in prompts for _ in range(group_size)]
-    ended = torch.tensor([bool(r) and r[-1] in stop_ids for r in responses])
-    batch = Sequences(*pad(repeated, pad_id, left=True), *pad(responses, pad_id, left=False))
-    return Rollout(batch, likely[:, : batch.response_mask.shape[1]], ended, decoded)
+    return responses, likely, decoded
 
 
 @torch.inference_mode()
@@ -113,23 +144,25 @@ def _decode(
     tokens, mask = pad(prompts, pad_id, left=True)
     count = int(mask.sum())
     cache = cached(model)
-    logits = cache.prefill(tokens.to(device), mask.long().to(device), group_size, steps)
-    uniforms, stops = uniforms.to(device), torch.tensor(stop_ids, device=device)
+    logits = cache.prefill(to_device(tokens, device), to_device(mask.long(), device), group_size, steps)
+    uniforms, stops = to_device(uniforms, device), to_device(torch.tensor(stop_ids), device)
     written = torch.full(uniforms.shape, -1, dtype=torch.long, device=device)
     likely = torch.zeros(uniforms.shape, device=device)
     alive = torch.arange(len(uniforms), device=device)
-    done = torch.zeros(len(alive), dtype=torch.bool, device=device)
+    done, known = torch.zeros(len(alive), dtype=torch.bool, device=device), Known.on(device)
     for step in range(steps):
         token, logprob = draw(logits, uniforms[alive, step], temperature)
         written[alive, step] = token.masked_fill(done, -1)
         likely[alive, step] = logprob.masked_fill(done, 0.0)
         done = done | torch.isin(token, stops)
-        left = len(alive) - int(done.sum())
+        ended = known.tell(done)
+        left = len(alive) if ended is None else ended.count(False)
         if step + 1 == steps or left == 0:
             break
-        if left <= COMPACT_BELOW * len(alive):
-            keep = (~done).nonzero()[:, 0]
+        if ended is not None and left <= COMPACT_BELOW * len(alive):
+            keep = to_device(torch.tensor([row for row, gone in enumerate(ended) if not gone]), device)
             cache.keep(keep)
+            known.forget()
             alive, token, done = alive[keep], token[keep], done[keep]
         logits = cache.step(token)
         count += len(alive)

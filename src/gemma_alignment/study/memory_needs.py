@@ -18,6 +18,7 @@ from gemma_alignment.modeling.memory import (
     Work,
     answering,
     comparing,
+    decoding_copy,
     merging,
     phases,
     training,
@@ -41,11 +42,13 @@ class Peak:
     stage: str
     bytes: float
     when: str
+    copy: float = 0.0
+    """Bytes of the merged copy that responses are decoded with."""
 
 
 def peaks(plan: Plan, parameters: Parameters, shape: Shape) -> Iterator[Peak]:
     """Every stage that opens a model; the last one, the export, is no part of a study."""
-    hold = Holding.of(parameters["modeling"], parameters["rollout"]["weights"])
+    hold = Holding.of(parameters["modeling"], parameters["rollout"])
     yield _sft(parameters, shape, hold)
     yield _merge(parameters, shape, hold)
     yield _reward_model(parameters, shape, hold)
@@ -55,7 +58,7 @@ def peaks(plan: Plan, parameters: Parameters, shape: Shape) -> Iterator[Peak]:
         alone = dataclasses.replace(work, group_size=1)  # held-out prompts are answered once each
         found["evaluation"] = phases(shape, hold, alone, has_critic(method))["rollout"]
         when, peak = max(found.items(), key=lambda item: item[1])
-        yield Peak(method, peak, when)
+        yield Peak(method, peak, when, decoding_copy(shape, hold))
     yield Peak("export", merging(shape, hold, 0, again=False), "the merged copy beside the base")
 
 

@@ -20,7 +20,7 @@ from gemma_alignment.modeling.memory import Shape
 from gemma_alignment.parameters.judge import JudgeParameters
 from gemma_alignment.parameters.rates import RateParameters
 from gemma_alignment.study.hours import hours
-from gemma_alignment.study.memory_needs import SHAPES, disk, peaks, plain_model
+from gemma_alignment.study.memory_needs import SHAPES, Peak, disk, peaks, plain_model
 from gemma_alignment.study.plan import Plan
 
 GB = 1e9
@@ -55,7 +55,7 @@ def preflight(plan: Plan, parameters: Parameters, data_root: Path) -> list[Line]
         lines.append(Line("size", f"not estimated: its configuration cannot be read (that of {known} is known)"))
         lines.append(_gpu(parameters, None))
     else:
-        memory = [_memory(peak.stage, peak.bytes, peak.when) for peak in peaks(plan, parameters, shape)]
+        memory = [_memory(peak) for peak in peaks(plan, parameters, shape)]
         most = max(peak.bytes for peak in peaks(plan, parameters, shape) if peak.stage != "export")
         lines += [_gpu(parameters, most), *memory, *_disk(plan, parameters, shape, data_root)]
     return [*lines, _hours(plan, parameters), _judge(plan, parameters)]
@@ -114,10 +114,11 @@ def _gpu(parameters: Parameters, most: float | None) -> Line:
     return Line(GPU, said, is_small)
 
 
-def _memory(stage: str, peak: float, when: str) -> Line:
-    beside = "; no part of the study" if stage == "export" else ""
-    said = f"about {peak / GB:.1f} GB of the GPU at its peak ({when}), from shapes alone{beside}"
-    return Line(f"memory {stage}", said)
+def _memory(peak: Peak) -> Line:
+    beside = "; no part of the study" if peak.stage == "export" else ""
+    copy = f"; the merged copy to decode with takes {peak.copy / GB:.1f}" if peak.copy else ""
+    said = f"about {peak.bytes / GB:.1f} GB of the GPU at its peak ({peak.when}){copy}, from shapes alone{beside}"
+    return Line(f"memory {peak.stage}", said)
 
 
 def _disk(plan: Plan, parameters: Parameters, shape: Shape, data_root: Path) -> Iterator[Line]:

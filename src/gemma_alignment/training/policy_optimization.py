@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gemma_alignment.modeling.protocols import Text
+from gemma_alignment.modeling.transfers import to_device
 from gemma_alignment.rollout.experience import OldLogprobs, collect
 from gemma_alignment.schemas import Credit, Experience, Minibatch, Normalizer, TrainingState, UpdateRecord
 from gemma_alignment.training.checkpoints import capture, restore
@@ -216,7 +217,7 @@ def _on(device: torch.device, micro: Minibatch) -> Minibatch:
     if device.type == "cpu":
         return micro
     parts: dict[str, Any] = {f.name: getattr(micro, f.name) for f in fields(micro)}
-    moved: dict[str, Any] = {k: v.to(device) for k, v in parts.items() if isinstance(v, Tensor)}
+    moved: dict[str, Any] = {k: to_device(v, device) for k, v in parts.items() if isinstance(v, Tensor)}
     return replace(micro, **moved)
 
 

@@ -101,7 +101,8 @@ def train_reward_model(
         UserError: without a pair to learn from, or one to test on.
     """
     from gemma_alignment.modeling.saving import saved_adapter
-    from gemma_alignment.parameters.training import RewardModelParameters, RolloutParameters
+    from gemma_alignment.parameters.rollout import RolloutParameters
+    from gemma_alignment.parameters.training import RewardModelParameters
     from gemma_alignment.schemas import UpdateRecord
     from gemma_alignment.training import preference
     from gemma_alignment.training.checkpoints import train_on
@@ -139,7 +140,8 @@ def score_held_out(
     the SFT model was asked for a score, and the one it wrote; null where it wrote none).
     """
     from gemma_alignment.modeling.sequences import sequences
-    from gemma_alignment.parameters.training import RewardModelParameters, RolloutParameters
+    from gemma_alignment.parameters.rollout import RolloutParameters
+    from gemma_alignment.parameters.training import RewardModelParameters
     from gemma_alignment.rollout.experience import score
     from gemma_alignment.training.guards import check_measured
 
@@ -185,10 +187,11 @@ def _genrm_scores(model: Any, chat: Any, answers: Sequence[tuple[str, str]], set
     if not answers:
         return []
     questions = [chat.encode_prompt(genrm_question(prompt, text)) for prompt, text in answers]
-    with model.decoder("reference", settings.weights) as decoder:
+    with model.decoder("reference", settings.weights, settings.precision) as decoder:
         found = sample(
             decoder, questions, 1, max_new_tokens=GENRM_TOKENS, temperature=0.0, stop_ids=chat.stop_ids,
             pad_id=chat.pad_id, generator=Generator(), batch_size=settings.batch_size,
+            engine=settings.engine,
         ).sequences  # fmt: skip
     written = zip(found.response_tokens, found.response_mask, strict=True)
     return [parse_score(chat.decode_response(tokens[mask].tolist())) for tokens, mask in written]

@@ -155,7 +155,7 @@ def answer_with_sft(
     Of the arms' parameters it reads the penalty alone: another number of iterations makes no other answers.
     """
     from gemma_alignment.modeling.saving import read_normalizer
-    from gemma_alignment.parameters.training import RolloutParameters
+    from gemma_alignment.parameters.rollout import RolloutParameters
     from gemma_alignment.training.policy_evaluation import answer
     from gemma_alignment.training.seeding import generator
 
