@@ -28,8 +28,8 @@ BEFORE = {
 """The stages, and those that each needs."""
 
 
-def attempt(project, stage, number=None, by=signal.SIGKILL, **params):
-    """Run a stage in a process that gets a signal before its write of that number; its status and what it wrote."""
+def attempt(project, *stages, number=None, by=signal.SIGKILL, **params):
+    """Run stages in a process that gets a signal before its write of that number; its status and what it wrote."""
     _forget_stores()
     child = os.fork()
     if child == 0:
@@ -38,7 +38,7 @@ def attempt(project, stage, number=None, by=signal.SIGKILL, **params):
             os.dup2(os.open(project.root / "child.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND), 1)
             os.dup2(1, 2)
             seen = watched(project, number, by)
-            project.run(stage, **params)
+            project.run(*stages, **params)
             (project.root / "writes").write_text("\n".join(seen))
             code = 0
         finally:
@@ -105,13 +105,14 @@ def check(project, tmp_path, stage, by, count=None):
         shutil.copytree(tmp_path / "start", project.root)
         os.chdir(project.root)
         where = f"{by.name} before write {number}, {writes[number - 1]}"
-        code, _ = attempt(project, stage, number, by)
+        code, _ = attempt(project, stage, number=number, by=by)
         if by == signal.SIGKILL:
             assert code == -by, where
         else:
             check_ended(project, code, where)
         code, _ = attempt(project, stage, resume=True)
         assert code == 0, f"{where}\n{(project.root / 'child.log').read_text()[-3000:]}"
+        assert "RUNNING" not in {run.info.status for run in project.runs()}, where
         found = left(project)
         different = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
         assert not different, f"{where}: {different}"
@@ -138,6 +139,28 @@ def test_a_run_that_is_shot_or_stopped_before_any_of_some_writes_ends_the_same(p
 @pytest.mark.parametrize("stage", list(BEFORE))
 def test_a_run_that_is_shot_or_stopped_before_any_write_at_all_ends_the_same(project, tmp_path, stage, by):
     check(project, tmp_path, stage, by)
+
+
+@pytest.mark.parametrize("pipelines", [("grpo",), ("sft", "reward_model")])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_is_shot_before_its_record_is_ended_by_the_next_one(project, tmp_path, pipelines, resume):
+    """A stage alone, and a session of two, which has an MLflow run of its own and no record at all."""
+    project.run(*BEFORE[pipelines[0]])
+    shutil.copytree(project.root, tmp_path / "start")
+    before = len(project.runs())
+    writes = attempt(project, *pipelines)[1]
+    expected = left(project)
+    shutil.rmtree(project.root)
+    shutil.copytree(tmp_path / "start", project.root)
+    os.chdir(project.root)
+    first = next(number for number, write in enumerate(writes, 1) if "open" in write and "run." in write)
+    assert attempt(project, *pipelines, number=first)[0] == -signal.SIGKILL
+    shot = project.runs()[before:]
+    assert {run.info.status for run in shot} == {"RUNNING"} and len(shot) == len(pipelines)
+    assert attempt(project, *pipelines, resume=resume)[0] == 0, (project.root / "child.log").read_text()[-3000:]
+    assert {project.client.get_run(run.info.run_id).info.status for run in shot} == {"KILLED"}
+    assert "RUNNING" not in {run.info.status for run in project.runs()}
+    assert left(project) == expected
 
 
 @pytest.mark.parametrize("room", [8, 32, 56])

@@ -17,7 +17,8 @@ from types import SimpleNamespace
 import pytest
 from ports import free_port
 
-from gemma_alignment.datasets.metric_writer import MetricWriter, Point
+from gemma_alignment.datasets.local_store import Point
+from gemma_alignment.datasets.metric_writer import MetricWriter
 
 WRITERS, KEYS, RATE = 6, 10, 100
 """Six runs, each with ten metrics ten times a second."""

@@ -1,14 +1,18 @@
 """What happens around a run that is interrupted and goes on: refusals, its record, its MLflow run."""
 
 import json
+import os
 import signal
+import socket
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from gemma_alignment.datasets.checkpoint_store import saved
 from gemma_alignment.errors import UserError
+from gemma_alignment.hooks.abandoned import PROCESS, tags_of
 
 pytestmark = pytest.mark.pipeline
 ARM = "grpo/seed=42"
@@ -69,6 +73,52 @@ def test_points_that_an_iteration_sent_before_it_was_lost_are_not_sent_again(int
     points = interrupted.client.get_metric_history(run_id, "reward/score_mean")
     assert Counter(point.step for point in points) == {0: 1, 1: 1, 2: 1, 3: 1}
     assert [point.timestamp for point in points[:2]] == [point.timestamp for point in first]
+
+
+def test_a_digit_that_changed_in_the_history_is_noticed_and_nothing_goes_on(interrupted):
+    path = interrupted.data / "07_model_output" / ARM / "history.jsonl"
+    content, record, count = path.read_bytes(), interrupted.record(ARM), len(interrupted.runs())
+    number = next(i for i, byte in enumerate(content) if chr(byte) == "." and chr(content[i + 1]).isdigit()) + 1
+    flipped = bytearray(content)
+    flipped[number] ^= 1
+    path.write_bytes(flipped)
+    assert [json.loads(line)["iteration"] for line in flipped.splitlines()] == [0, 1]
+    with pytest.raises(UserError, match=r"history\.jsonl is not what it was when the checkpoint was taken.*overwrite"):
+        interrupted.run("grpo", resume=True)
+    assert path.read_bytes() == flipped
+    assert saved(path.parent / "checkpoints") == [0, 1]
+    assert interrupted.record(ARM).mlflow_run_id == record.mlflow_run_id
+    assert len(interrupted.runs()) == count
+
+    path.write_bytes(content)
+    interrupted.run("grpo", resume=True)
+    assert interrupted.record(ARM).status == "finished"
+
+
+def test_an_evaluation_that_was_shot_before_mlflow_knew_of_its_end_has_it_when_it_is_made_again(prepared):
+    """Its record says finished, so it is not gone on with; MLflow still says that it runs."""
+    prepared.run("ppo", "grpo", "evaluation")
+    run_id = prepared.record("evaluation").mlflow_run_id
+    experiment = prepared.client.get_run(run_id).info.experiment_id
+    elsewhere = {"stage": "evaluation", **tags_of(prepared.data)}
+    other = prepared.client.create_run(experiment, tags=elsewhere).info.run_id
+    prepared.client.set_tag(other, PROCESS, f"{socket.gethostname()} {os.getpid()} another/1")
+    prepared.client.update_run(run_id, status="RUNNING")
+    prepared.client.set_tag(run_id, PROCESS, f"{socket.gethostname()} {os.getpid()} another/1")
+    prepared.run("evaluation", resume=True)
+    assert prepared.client.get_run(run_id).info.status == "FINISHED"
+    assert prepared.record("evaluation").mlflow_run_id != run_id
+    assert prepared.client.get_run(other).info.status == "RUNNING"  # it is another folder's
+
+
+@pytest.mark.parametrize("process", [lambda: tags_of(Path())[PROCESS], lambda: "another-machine 1 x/1", lambda: ""])
+def test_a_run_whose_process_lives_or_cannot_be_looked_at_is_left(prepared, process):
+    prepared.run("grpo")
+    run_id = prepared.record(ARM).mlflow_run_id
+    prepared.client.update_run(run_id, status="RUNNING")
+    prepared.client.set_tag(run_id, PROCESS, process())
+    prepared.run("grpo", overwrite=True)
+    assert prepared.client.get_run(run_id).info.status == "RUNNING"
 
 
 def test_a_run_that_the_store_has_lost_is_filled_from_the_files(interrupted):

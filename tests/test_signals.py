@@ -83,7 +83,8 @@ PLACES = ["the last points of a run", "a look at the store", "the end of a stage
 @pytest.mark.parametrize("where", PLACES)
 def test_a_signal_that_comes_while_mlflow_is_asked_is_no_outage(signals, where, monkeypatch):
     """Elsewhere an error of the store costs a warning, and the run goes on."""
-    client = SimpleNamespace(log_batch=stopped, get_run=stopped, set_terminated=stopped, search_runs=stopped)
+    calls = dict.fromkeys(("log_batch", "get_run", "set_terminated", "search_runs"), stopped)
+    client = SimpleNamespace(tracking_uri="http://127.0.0.1:1", **calls)
     monkeypatch.setattr(Tracking, "client", client)
     tracking = Tracking.__new__(Tracking)
     tracking._parent, tracking._borrowed, tracking._asked = None, False, set()

@@ -6,7 +6,7 @@ Shapes: B sequences, P prompt positions, T response positions, K samples of one 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -145,6 +145,13 @@ class TrainingState:
     """``policy`` and ``critic``: what the role trains; ``{role}_optimizer``: its moments and steps."""
     numbers: Mapping[str, Mapping[str, int | float]]
     """``kl_controller``, ``score_normalizer``, ``old_logprobs``, ``packing`` and ``budget``; elsewhere ``packing``."""
+
+
+class Mark(NamedTuple):
+    """How far a file of lines has come: ``head --bytes=BYTES FILE | sha256sum`` gives the second from the first."""
+
+    bytes: int
+    sha256: str
 
 
 PLANNED = "planned"

@@ -16,7 +16,7 @@ from gemma_alignment.datasets.checkpoint_store import (
     set_aside,
 )
 from gemma_alignment.errors import UserError
-from gemma_alignment.schemas import TrainingState
+from gemma_alignment.schemas import Mark, TrainingState
 from gemma_alignment.training.checkpoints import Checkpoint
 
 FILES = ["policy.safetensors", "policy_optimizer.safetensors", "state.json", "SHA256SUMS"]
@@ -28,7 +28,8 @@ def checkpoint(iteration):
         "policy_optimizer": {"layer.lora_A.policy.weight/step": torch.tensor(float(iteration))},
     }
     numbers = {"kl_controller": {"phase": 1, "coef": 0.1 + 0.2}, "budget": {"responses": 3, "seconds": 1e-300}}
-    return Checkpoint(TrainingState(iteration, tensors, numbers), {"history": 10 * iteration, "samples": 0})
+    position = {"history": Mark(10 * iteration, f"{iteration:064x}"), "samples": Mark(0, "0" * 64)}
+    return Checkpoint(TrainingState(iteration, tensors, numbers), position)
 
 
 def store(path, resume=True):
@@ -62,6 +63,15 @@ def test_what_is_saved_comes_back_exactly(tmp_path):
 def test_equal_states_have_equal_bytes(tmp_path):
     one, other = (filled(tmp_path / name, 7) / "iteration=000007" for name in ("a", "b"))
     assert all((one / name).read_bytes() == (other / name).read_bytes() for name in FILES)
+
+
+def test_one_of_a_version_that_kept_no_checksums_of_lines_is_refused_and_stays(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Mark, "_asdict", lambda mark: mark.bytes)
+        folder = filled(tmp_path, 7)
+    with pytest.raises(UserError, match=r"iteration=000007 was written by another version.*overwrite=true"):
+        store(tmp_path).begin()
+    assert saved(folder) == [7]
 
 
 def test_the_checksums_can_be_verified_by_hand(tmp_path):

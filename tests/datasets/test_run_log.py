@@ -1,8 +1,10 @@
 """The lines of a run, and their way to MLflow."""
 
+import hashlib
 import json
 import logging
 import math
+import os
 import threading
 import time
 from types import SimpleNamespace
@@ -10,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 from kedro.io import DatasetError
 
-from gemma_alignment.datasets.metric_writer import MetricWriter, Point, synchronize
+from gemma_alignment.datasets.local_store import Point
+from gemma_alignment.datasets.metric_writer import MetricWriter, synchronize
 from gemma_alignment.datasets.run_log import RunLog, RunLogDataset
 from gemma_alignment.errors import UserError
 from gemma_alignment.schemas import UpdateRecord
@@ -87,31 +90,54 @@ def test_a_line_that_is_being_written_is_not_read(tmp_path):
 def logged(path, count):
     log = RunLog(path)
     for iteration in range(count):
-        log.append(UpdateRecord(iteration, {"x": iteration / 3}, {"t": 1.0}, ({"response": f"é{iteration}"},)))
+        append(log, iteration)
     return log
 
 
-def test_a_run_goes_on_from_a_position_to_the_same_bytes(tmp_path):
+def append(log, iteration):
+    log.append(UpdateRecord(iteration, {"x": iteration / 3}, {"t": 1.0}, ({"response": f"é{iteration}"},)))
+
+
+def test_a_run_goes_on_from_a_position_to_the_same_bytes_and_positions(tmp_path):
     whole = logged(tmp_path / "whole", 4)
-    position = logged(tmp_path / "cut", 2).position()
-    lost = logged(tmp_path / "cut", 3)
+    lost = logged(tmp_path / "cut", 2)
+    position = lost.position()
+    append(lost, 2)
     with lost.path("history").open("a") as file:
         file.write('{"iteration":3,"half a li')
     log = RunLog(tmp_path / "cut")
     log.resume(position)
     assert len(log.rows("timing")) == 3  # until the next record, what was lost can still be read
-    for iteration in (2, 3):
-        log.append(UpdateRecord(iteration, {"x": iteration / 3}, {"t": 1.0}, ({"response": f"é{iteration}"},)))
+    append(log, 2)
+    append(log, 3)
     for kind in ("history", "samples"):
         assert log.path(kind).read_bytes() == whole.path(kind).read_bytes()
+        assert log.position()[kind] == whole.position()[kind]
     assert [row["iteration"] for row in log.rows("timing")] == [0, 1, 2, 3]
 
 
 def test_lines_that_are_lost_are_no_start(tmp_path):
-    position = logged(tmp_path, 2).position()
-    logged(tmp_path, 1)
-    with pytest.raises(UserError, match=r"history\.jsonl is shorter than when the checkpoint was taken"):
+    log = logged(tmp_path, 2)
+    position = log.position()
+    os.truncate(log.path("history"), position["history"].bytes - 1)
+    with pytest.raises(UserError, match=r"history\.jsonl is shorter than when the checkpoint was.*overwrite=true"):
         RunLog(tmp_path).resume(position)
+
+
+@pytest.mark.parametrize("kind", ["history", "timing", "samples"])
+def test_a_digit_that_a_disk_has_changed_is_no_start_though_the_line_is_still_one(tmp_path, kind):
+    log = logged(tmp_path, 2)
+    position = log.position()
+    append(log, 2)
+    content = log.path(kind).read_bytes()
+    changed = content.replace(b'"iteration":1', b'"iteration":3')
+    log.path(kind).write_bytes(changed)
+    assert [row["iteration"] for row in log.rows(kind)] == [0, 3, 2]
+    with pytest.raises(UserError, match=rf"{kind}\.jsonl is not what it was .* first {position[kind].bytes} bytes"):
+        RunLog(tmp_path).resume(position)
+    assert log.path(kind).read_bytes() == changed
+    log.path(kind).write_bytes(content.replace(b'"iteration":2', b'"iteration":3'))  # done again, and better
+    RunLog(tmp_path).resume(position)
 
 
 @pytest.mark.parametrize("rest", [b'{"iteration":1,"response":"\xc3', b"\0\0\0\n", b'{"iteration":1,"resp\n'])
@@ -140,10 +166,12 @@ def test_half_a_character_at_the_end_is_not_read_and_a_damaged_line_is_named(tmp
 
 def test_a_position_counts_bytes_of_files_that_sync_has_made(tmp_path):
     log = RunLog(tmp_path)
-    assert log.position() == {"history": 0, "timing": 0, "samples": 0}
+    assert [mark.bytes for mark in log.position().values()] == [0, 0, 0]
     log.sync()
     log.append(UpdateRecord(0, {}, {}, ({"response": "é"},)))
-    assert log.position()["samples"] == len('{"iteration":0,"response":"é"}\n'.encode())
+    line = '{"iteration":0,"response":"é"}\n'.encode()
+    assert log.position()["samples"] == (len(line), hashlib.sha256(line).hexdigest())
+    assert RunLog(tmp_path).position() == log.position()
 
 
 def test_the_dataset_gives_one_log_and_refuses_to_save(tmp_path):
@@ -156,6 +184,8 @@ def test_the_dataset_gives_one_log_and_refuses_to_save(tmp_path):
 
 class Server:
     """Stands in for a client of MLflow; ``down`` makes every call fail."""
+
+    tracking_uri = "http://127.0.0.1:1"
 
     def __init__(self):
         self.points = []

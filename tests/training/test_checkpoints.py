@@ -10,7 +10,7 @@ import torch
 from test_policy_optimization import run
 
 from gemma_alignment.errors import UserError
-from gemma_alignment.schemas import TrainingState, UpdateRecord
+from gemma_alignment.schemas import Mark, TrainingState, UpdateRecord
 from gemma_alignment.training.checkpoints import Checkpoint, Keeper, with_time_of
 from gemma_alignment.training.policy_optimization import optimize
 
@@ -25,8 +25,8 @@ class Notes:
     def append(self, record: UpdateRecord) -> None:
         self.done.append(f"append {record.iteration}")
 
-    def position(self) -> dict[str, int]:
-        return {"history": len(self.done)}
+    def position(self) -> dict[str, Mark]:
+        return {"history": Mark(len(self.done), "")}
 
     def sync(self) -> None:
         self.done.append("sync")
@@ -34,7 +34,7 @@ class Notes:
     def save(self, checkpoint: Checkpoint, kept: int) -> None:
         if self.failure is not None:
             raise self.failure
-        self.done.append(f"save {checkpoint.state.iteration} at {checkpoint.position['history']}, keep {kept}")
+        self.done.append(f"save {checkpoint.state.iteration} at {checkpoint.position['history'].bytes}, keep {kept}")
 
 
 def record(iteration: int) -> UpdateRecord:

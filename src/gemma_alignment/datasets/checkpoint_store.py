@@ -51,7 +51,8 @@ class CheckpointStore:
         A damaged checkpoint costs a warning and the iterations since the one before it.
 
         Raises:
-            UserError: where none is whole and one cannot be read at all: it may be whole another time.
+            UserError: where none is whole and one cannot be read at all: it may be whole another time; or it is of
+                another version.
         """
         unread: OSError | None = None
         for iteration in reversed(saved(self.directory)) if self._resume else ():
@@ -110,13 +111,20 @@ class CheckpointStore:
     def _read(self, iteration: int) -> "Checkpoint":
         from safetensors.torch import load
 
-        from gemma_alignment.schemas import TrainingState
+        from gemma_alignment.schemas import Mark, TrainingState
         from gemma_alignment.training.checkpoints import Checkpoint
 
         contents = _verified(self._folder(iteration))
         values = json.loads(contents.pop(STATE))
         tensors = {name.removesuffix(TENSORS): load(content) for name, content in contents.items()}
-        return Checkpoint(TrainingState(values["iteration"], tensors, values["numbers"]), values["position"])
+        try:
+            position = {kind: Mark(**mark) for kind, mark in values["position"].items()}
+        except TypeError as error:
+            raise UserError(
+                f"{self._folder(iteration)} was written by another version. "
+                "Begin anew: the same command with overwrite=true in place of resume=true."
+            ) from error
+        return Checkpoint(TrainingState(values["iteration"], tensors, values["numbers"]), position)
 
 
 def saved(directory: Path) -> list[int]:
@@ -149,7 +157,8 @@ def _files(checkpoint: "Checkpoint") -> dict[str, bytes]:
     from safetensors.torch import save
 
     state = checkpoint.state
-    values = {"iteration": state.iteration, "numbers": state.numbers, "position": checkpoint.position}
+    position = {kind: mark._asdict() for kind, mark in checkpoint.position.items()}
+    values = {"iteration": state.iteration, "numbers": state.numbers, "position": position}
     files = {name + TENSORS: save(dict(tensors)) for name, tensors in state.tensors.items()}
     files[STATE] = (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()
     sums = (f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sorted(files.items()))

@@ -3,8 +3,9 @@
 import logging
 import threading
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from gemma_alignment.datasets.local_store import LocalStore, Point
 from gemma_alignment.errors import let_through
 
 if TYPE_CHECKING:
@@ -12,20 +13,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-INTERVAL = 2.0
-"""Seconds between two batches."""
+INTERVAL = 4.0
+"""Seconds between two batches: a call costs as much as a hundred points, and curves are at most 5 s late."""
 BATCH = 1000
 """MLflow takes at most this many metrics a call."""
-
-
-class Point(NamedTuple):
-    """One metric at one step; a point that is sent twice is stored once if its timestamp is the same."""
-
-    key: str
-    value: float
-    timestamp: int
-    """Milliseconds since 1970."""
-    step: int
 
 
 class MetricWriter:
@@ -42,6 +33,7 @@ class MetricWriter:
         self.run_id = run_id
         self._stored: set[tuple[str, int]] | None = None if continued else set()
         self._client = client
+        self._local = LocalStore.of(client.tracking_uri)
         self._interval = interval
         self._queue: list[Point] = []
         self._lock = threading.Lock()
@@ -65,6 +57,9 @@ class MetricWriter:
         except Exception as error:
             let_through(error)
             self._warn(error)
+        finally:
+            if self._local is not None:
+                self._local.close()
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval):
@@ -82,7 +77,7 @@ class MetricWriter:
         missing = [point for key, point in queue.items() if key not in self._stored]
         for start in range(0, len(missing), BATCH):
             part = missing[start : start + BATCH]
-            send(self._client, self.run_id, part)
+            send(self._client, self.run_id, part, self._local)
             self._stored.update((point.key, point.step) for point in part)
         with self._lock:
             del self._queue[:count]
@@ -98,11 +93,14 @@ class MetricWriter:
             )
 
 
-def send(client: "MlflowClient", run_id: str, points: Sequence[Point]) -> None:
-    """Store ``points`` in the run in one call; none is no call."""
+def send(client: "MlflowClient", run_id: str, points: Sequence[Point], local: LocalStore | None = None) -> None:
+    """Store ``points`` in the run in one call; none is no call.
+
+    A ``local`` store takes them directly: about 8 µs a point, by the client's way 60.
+    """
     from mlflow.entities import Metric
 
-    if points:
+    if points and (local is None or not local.insert(run_id, points)):
         client.log_batch(run_id, metrics=[Metric(p.key, p.value, p.timestamp, p.step) for p in points])
 
 

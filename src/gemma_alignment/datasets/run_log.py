@@ -1,5 +1,6 @@
 """What a training loop reports, written while it runs: three line files and curves in MLflow."""
 
+import hashlib
 import json
 import math
 import os
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from kedro.io import AbstractDataset, DatasetError
 
 from gemma_alignment.datasets.atomic import beside
-from gemma_alignment.datasets.metric_writer import MetricWriter, Point
+from gemma_alignment.datasets.local_store import Point
+from gemma_alignment.datasets.metric_writer import MetricWriter
 from gemma_alignment.errors import UserError
-from gemma_alignment.schemas import PLANNED
+from gemma_alignment.schemas import PLANNED, Mark
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -24,6 +26,21 @@ Kind = Literal["history", "timing", "samples"]
 KINDS: tuple[Kind, ...] = ("history", "timing", "samples")
 TIMESTAMP = "timestamp"
 """Key of ``timing.jsonl``: milliseconds since 1970 when the record came, so that a replay is exact."""
+
+
+class _Prefix:
+    """What a file begins with: how many bytes, and their checksum, counted on as lines come."""
+
+    def __init__(self, content: bytes) -> None:
+        self._size, self._sum = len(content), hashlib.sha256(content)
+
+    def add(self, content: bytes) -> None:
+        self._size += len(content)
+        self._sum.update(content)
+
+    @property
+    def mark(self) -> Mark:
+        return Mark(self._size, self._sum.hexdigest())
 
 
 class RunLog:
@@ -39,7 +56,8 @@ class RunLog:
     def __init__(self, directory: Path) -> None:
         self.directory = Path(directory)
         self._begun = False
-        self._cut: Mapping[str, int] | None = None
+        self._cut: Mapping[str, Mark] | None = None
+        self._prefixes: dict[Kind, _Prefix] = {}
         self._continued = False
         self._writer: MetricWriter | None = None
 
@@ -58,9 +76,9 @@ class RunLog:
         """Whether any line was written."""
         return self._begun
 
-    def position(self) -> dict[str, int]:
-        """How many bytes each file has."""
-        return {kind: path.stat().st_size if (path := self.path(kind)).exists() else 0 for kind in KINDS}
+    def position(self) -> dict[str, Mark]:
+        """How far each file has come, by what was written to it."""
+        return {kind: (self._prefixes.get(kind) or _Prefix(self._bytes(kind))).mark for kind in KINDS}
 
     def sync(self) -> None:
         """Return when the lines so far outlast a loss of power."""
@@ -68,19 +86,26 @@ class RunLog:
             with self.path(kind).open("ab") as file:
                 os.fsync(file.fileno())
 
-    def resume(self, position: Mapping[str, int]) -> None:
+    def resume(self, position: Mapping[str, Mark]) -> None:
         """Let the next record follow the lines before ``position``.
 
         Raises:
-            UserError: when the files are shorter than that.
+            UserError: when the files are shorter than that, or their lines are not those that were written.
         """
-        there = self.position()
-        short = [kind for kind in KINDS if there[kind] < position[kind]]
-        if short:
-            raise UserError(
-                f"{self.path(short[0])} is shorter than when the checkpoint was taken: lines are lost. "
-                "Begin anew: the same command with overwrite=true in place of resume=true."
-            )
+        anew = "begin anew: the same command with overwrite=true in place of resume=true."
+        for kind in KINDS:
+            prefix = _Prefix(self._bytes(kind)[: position[kind].bytes])
+            if prefix.mark.bytes < position[kind].bytes:
+                raise UserError(
+                    f"{self.path(kind)} is shorter than when the checkpoint was taken: lines are lost. "
+                    f"Bring the file back, or {anew}"
+                )
+            if prefix.mark != position[kind]:
+                raise UserError(
+                    f"{self.path(kind)} is not what it was when the checkpoint was taken: the checksum of its first "
+                    f"{position[kind].bytes:,} bytes is another. Bring the file back, or {anew}"
+                )
+            self._prefixes[kind] = prefix
         self._cut = position
 
     def append(self, record: "UpdateRecord") -> None:
@@ -142,17 +167,23 @@ class RunLog:
         self._begun = True
         if self._cut is not None:
             for kind in KINDS:
-                os.truncate(self.path(kind), self._cut[kind])
+                os.truncate(self.path(kind), self._cut[kind].bytes)
             return
         for kind in KINDS:
-            kept = [row for row in self.rows(kind) if row["iteration"] < first] if first else []
+            kept = _lines(row for row in self.rows(kind) if row["iteration"] < first) if first else b""
             with beside(self.path(kind)) as path:
-                path.write_text("".join(map(_line, kept)), encoding="utf-8")
+                path.write_bytes(kept)
+            self._prefixes[kind] = _Prefix(kept)
 
     def _write(self, kind: Kind, rows: Iterable[Mapping[str, Any]]) -> None:
+        lines = _lines(rows)
         # opened anew each time: between two nodes the file may have been saved again by the first one
-        with self.path(kind).open("a", encoding="utf-8") as file:
-            file.write("".join(map(_line, rows)))
+        with self.path(kind).open("ab") as file:
+            file.write(lines)
+        self._prefixes[kind].add(lines)
+
+    def _bytes(self, kind: Kind) -> bytes:
+        return path.read_bytes() if (path := self.path(kind)).exists() else b""
 
 
 class RunLogDataset(AbstractDataset[None, RunLog]):
@@ -182,8 +213,10 @@ class RunLogDataset(AbstractDataset[None, RunLog]):
         return {"filepath": str(self._filepath)}
 
 
-def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n"
+def _lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """One a row, compact, with sorted keys."""
+    texts = (json.dumps(row, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n" for row in rows)
+    return "".join(texts).encode()
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, int | float | None]:

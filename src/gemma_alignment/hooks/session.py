@@ -11,6 +11,7 @@ from kedro.pipeline.node import Node
 from gemma_alignment.datasets.run_log import RunLog
 from gemma_alignment.fingerprints import Status
 from gemma_alignment.hooks import kept
+from gemma_alignment.hooks.abandoned import MLFLOW_STATUS
 from gemma_alignment.hooks.advice import leave_out_advice
 from gemma_alignment.hooks.checks import check_parameters, configured_parameters, free_inputs, path_of
 from gemma_alignment.hooks.inputs import check_inputs
@@ -35,7 +36,6 @@ SUMMARY = "study_metrics"
 """The dataset whose numbers are logged to the study's run."""
 COUNTS = "row_counts"
 """The dataset whose numbers are logged to the run of the stage that makes it."""
-MLFLOW_STATUS = {"finished": "FINISHED", "partial": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
 
 class Session:

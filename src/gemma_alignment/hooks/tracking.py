@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from gemma_alignment.errors import let_through
+from gemma_alignment.hooks.abandoned import end_abandoned, tags_of
 from gemma_alignment.hooks.provenance import command, git_commit, git_is_dirty
 from gemma_alignment.hooks.store import VIEW, find_run, view_address
 from gemma_alignment.hooks.work import Work
-from gemma_alignment.stages import Stage
 
 logger = logging.getLogger(__name__)
 
@@ -18,8 +18,8 @@ PARENT = "GEMMA_ALIGNMENT_PARENT_RUN"
 """Environment variable: the id of the study's MLflow run, under which this session's runs are nested."""
 STUDY = "GEMMA_ALIGNMENT_STUDY"
 """Environment variable: the name of the study."""
-
-
+SESSION = "session"
+"""Tag ``stage`` of the run of a session of several stages."""
 SYSTEM_METRICS = "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"
 """MLflow's own switch: processor, memory, disk and GPU of every run, every ten seconds; ``false`` turns it off."""
 
@@ -48,6 +48,7 @@ class Tracking:
             "command": command(),
             **_source(context.project_path),
         }
+        self._folder = Path(context.project_path) / parameters["data_root"]
         self._name = f"{'default' if is_default else '+'.join(works)}-seed{parameters['seed']}"
         self.run_id: str | None = None
         """The run that kedro-mlflow opened for the session."""
@@ -81,8 +82,7 @@ class Tracking:
 
         if not self.is_on or self._config is None:
             return None
-        experiment = self._config.tracking.experiment._experiment.experiment_id
-        return view_address(mlflow.get_tracking_uri(), experiment, os.environ.get(STUDY, VIEW))
+        return view_address(mlflow.get_tracking_uri(), self._experiment, os.environ.get(STUDY, VIEW))
 
     def before_open(self) -> None:
         """Make the run that kedro-mlflow is to open: that of the only stage, of the first, or the session's.
@@ -99,13 +99,14 @@ class Tracking:
             run.id = works[0].run_id = self._run_of(works[0], self._parent)
         else:
             run.name = self._name
+            end_abandoned(self.client, self._experiment, SESSION, self._folder)
             run.id = self._create(run.name, self._tags(None), self._parent)
 
     def after_open(self) -> None:
         """Learn what kedro-mlflow opened; nothing where it is switched off for the pipeline."""
         import mlflow
 
-        active = mlflow.active_run()
+        active = mlflow.active_run() if self._config is not None else None
         self.run_id = None if active is None else active.info.run_id
 
     def enter(self, work: Work | None) -> None:
@@ -175,12 +176,20 @@ class Tracking:
 
     def _run_of(self, work: Work, parent: str | None) -> str:
         """The run of a stage: that of the attempt which it goes on with, where the store has it, else a new one."""
-        tags = self._tags(work.stage)
+        from mlflow.entities import RunTag
+
+        tags, stage = self._tags(work), work.stage.name
+        end_abandoned(self.client, self._experiment, stage, work.directory, work.previous, work.continued)
         if find_run(self.client, work.continued) is None:
             return self._create(work.stage.run_name, tags, parent)
-        for key, value in {**tags, **({"mlflow.parentRunId": parent} if parent else {})}.items():
-            self.client.set_tag(work.continued, key, value)
+        tags |= {"mlflow.parentRunId": parent} if parent else {}
+        self.client.log_batch(work.continued, tags=[RunTag(key, value) for key, value in tags.items()])
         return str(work.continued)
+
+    @property
+    def _experiment(self) -> str:
+        """The id of the experiment that kedro-mlflow opened."""
+        return str(self._config.tracking.experiment._experiment.experiment_id)
 
     def _create(self, name: str, tags: Mapping[str, str], parent: str | None) -> str:
         """A new run, parked."""
@@ -188,16 +197,15 @@ class Tracking:
 
         if (active := mlflow.active_run()) is not None:
             self._park(active.info.run_id)
-        experiment = self._config.tracking.experiment._experiment.experiment_id if self._config else None
-        run = mlflow.start_run(run_name=name, experiment_id=experiment, parent_run_id=parent, tags=dict(tags))
+        run = mlflow.start_run(run_name=name, experiment_id=self._experiment, parent_run_id=parent, tags=dict(tags))
         self._park(run.info.run_id)
         return str(run.info.run_id)
 
-    def _tags(self, stage: Stage | None) -> dict[str, str]:
-        tags = dict(self._common)
-        if stage is None:
-            return {**tags, "stage": "session"}
-        tags |= {"stage": stage.name, "seed": str(stage.seed)}
+    def _tags(self, work: Work | None) -> dict[str, str]:
+        if work is None:
+            return {**self._common, **tags_of(self._folder), "stage": SESSION}
+        stage = work.stage
+        tags = {**self._common, **tags_of(work.directory), "stage": stage.name, "seed": str(stage.seed)}
         if stage.is_arm:
             tags["method"] = stage.name
         return tags

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gemma_alignment.errors import UserError
-from gemma_alignment.schemas import TrainingState, UpdateRecord
+from gemma_alignment.schemas import Mark, TrainingState, UpdateRecord
 
 if TYPE_CHECKING:
     from gemma_alignment.training.policy_optimization import Run
@@ -25,8 +25,8 @@ Parameters = Mapping[str, Mapping[str, nn.Parameter]]
 """What is trained, by role and name."""
 Optimizers = Mapping[str, torch.optim.Optimizer]
 """By role."""
-Position = Mapping[str, int]
-"""Bytes of each line file of a run."""
+Position = Mapping[str, Mark]
+"""How far each line file of a run has come."""
 
 
 @dataclass(frozen=True)
@@ -190,12 +190,12 @@ def train_on(
     ``train`` takes the state to go on from and yields records. Every record is logged, its state kept.
 
     Raises:
-        UserError: when the log is shorter than the checkpoint says, or the disk takes no checkpoint.
+        UserError: when the log is not what the checkpoint says, or the disk takes no checkpoint.
     """
     start = None
     if (found := store.begin()) is not None:
-        start = with_time_of(found.state, log.rows("timing"))
         log.resume(found.position)
+        start = with_time_of(found.state, log.rows("timing"))
     last = 0 if start is None else start.iteration
     with Keeper(store, log, schedule.checkpoint_every, schedule.checkpoints_kept) as keeper:
         for record in train(start):

@@ -1,0 +1,54 @@
+"""MLflow runs whose process was shot before a record named them: the next run of the same stage gives them an end."""
+
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gemma_alignment.fingerprints import Record, Status
+from gemma_alignment.liveness import birth, runs
+
+logger = logging.getLogger(__name__)
+
+MLFLOW_STATUS: Mapping[Status, str] = {
+    "running": "KILLED", "finished": "FINISHED", "partial": "FINISHED", "failed": "FAILED", "killed": "KILLED",
+}  # fmt: skip
+"""What MLflow calls the end of a stage; one whose process is gone and whose record says ``running`` was killed."""
+FOLDER = "folder"
+"""Tag of every run of a session: the folder that its stage writes to."""
+PROCESS = "process"
+"""Tag of every run of a session: machine, number and birth of the process that writes to it."""
+
+
+def tags_of(folder: Path) -> dict[str, str]:
+    """What tells later whether the process that opened a run in ``folder`` is still there."""
+    pid = os.getpid()
+    return {FOLDER: str(folder.resolve()), PROCESS: f"{socket.gethostname()} {pid} {birth(pid) or ''}".rstrip()}
+
+
+def end_abandoned(
+    client: Any, experiment_id: str, stage: str, folder: Path, previous: Record | None = None,
+    continued: str | None = None,
+) -> None:  # fmt: skip
+    """End every run of ``stage`` in ``folder`` that says RUNNING though its process is gone.
+
+    The one that ``previous``, the record that stands there, names gets the end that it says. The one that is
+    ``continued`` is left; so are those of other machines, whose processes cannot be looked at.
+    """
+    running = client.search_runs([experiment_id], f"tags.stage = '{stage}' and attributes.status = 'RUNNING'")
+    for run in running:
+        run_id, tags = run.info.run_id, run.data.tags
+        if run_id == continued or tags.get(FOLDER) != str(folder.resolve()) or not _is_gone(tags.get(PROCESS, "")):
+            continue
+        is_its_own = previous is not None and previous.mlflow_run_id == run_id
+        status = MLFLOW_STATUS[previous.status if previous is not None and is_its_own else "killed"]
+        client.set_terminated(run_id, status)
+        logger.info("The MLflow run %s was left by a process that is gone: it is %s now", run_id, status)
+
+
+def _is_gone(process: str) -> bool:
+    host, _, rest = process.partition(" ")
+    pid, _, born = rest.partition(" ")
+    return host == socket.gethostname() and not runs(int(pid), born or None)
