@@ -44,6 +44,9 @@ def project(tmp_path, empty_store, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")  # their first sample comes after ten seconds
     monkeypatch.chdir(root)
+    from kedro.framework.startup import bootstrap_project
+
+    bootstrap_project(root)  # the first time it sets up logging anew, and what captures it in a test is gone
     return Project(root)
 
 
