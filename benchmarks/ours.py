@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GemmaForCausalLM  
 from gemma_alignment.config import build
 from gemma_alignment.dotted import merged, nested
 from gemma_alignment.parameters import training as p
+from gemma_alignment.parameters.rollout import RolloutParameters
 from gemma_alignment.pipelines.models import open_base
 from gemma_alignment.pipelines.views import View
 from gemma_alignment.training.kl_control import KLController
@@ -74,7 +75,7 @@ def arm(
     run = Run(
         method=how, model=model, chat=chat, prompts=View(data, lambda row: (row["prompt"], row["prompt"])),
         held_out=HeldOut([("0", one["prompt"])], [(one["prompt_ids"], one["chosen"])], ["0"]),
-        settings=shared, rollout=build(p.RolloutParameters, tree["rollout"], "rollout"),
+        settings=shared, rollout=build(RolloutParameters, tree["rollout"], "rollout"),
         kl_controller=KLController(**{f.name: getattr(control, f.name) for f in fields(control)}),
         score_normalizer=score_normalizer(how.normalize_scores, 0.0, 1.0, 0.95), scale=(0.0, 1.0), seed=1,
         evaluation_seed=2, gold=None, peak_memory=lambda: resident("VmHWM"),
