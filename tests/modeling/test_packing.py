@@ -17,6 +17,7 @@ from gemma_alignment.modeling.gemma import gemma_states, is_plain
 from gemma_alignment.modeling.packing import masks_for, pack
 from gemma_alignment.modeling.roles import SharedBase
 from gemma_alignment.modeling.sequences import Sequences, sequences
+from gemma_alignment.rollout.experience import role_logprobs, score
 
 IDS = [[2, 10, 11], [2, 20], [2, 10, 11], [2, 30, 31, 32, 33], [2, 10, 11]]
 ANSWERS = [[5, 6, 1], [7, 1], [8, 1], [9, 10, 11, 12, 1], [5, 1]]
@@ -279,3 +280,36 @@ def test_the_head_counts_where_logits_are_read_and_nowhere_else() -> None:
     assert model.forward_flops() == 2 * (weights * (prompt + response) + head.weight.numel() * response)
     model.count_decoding(7)
     assert model.forward_flops() == 2 * (weights * (prompt + response + 7) + head.weight.numel() * (response + 7))
+
+
+def test_the_passes_over_one_batch_share_its_packing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls = shared(("policy", "reward")), []
+    model.packing.agrees = True
+    monkeypatch.setattr(states, "pack", lambda given: calls.append(len(given.response_mask)) or pack(given))
+    one = batch()
+    raw = score(model, one, torch.ones(5, dtype=torch.bool), (0.0, 1.0), 0.0, 3)
+    first, second = (role_logprobs(model, role, one, 1.0, 3) for role in ("reference", "policy"))
+    assert calls == [3, 2], "cut and packed once"
+    monkeypatch.setattr(model.packing, "agrees", False)
+    other = batch()
+    torch.testing.assert_close(raw, score(model, other, torch.ones(5, dtype=torch.bool), (0.0, 1.0), 0.0, 5))
+    for role, found in (("reference", first), ("policy", second)):
+        torch.testing.assert_close(found, role_logprobs(model, role, other, 1.0, 5), atol=1e-5, rtol=0)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
+def test_a_norm_and_its_gradient_are_torchs(scale: float) -> None:
+    chance = torch.Generator().manual_seed(1)
+    norm = transformers.models.gemma.modeling_gemma.GemmaRMSNorm(6, eps=1e-6).requires_grad_(False).double()
+    norm.weight.normal_(generator=chance)
+    x = (scale * torch.randn(5, 6, generator=chance, dtype=torch.float64)).requires_grad_()
+    upstream = torch.randn(5, 6, generator=chance, dtype=torch.float64)
+    found = []
+    for way in (lambda states: gemma._normed(norm, states), norm):
+        y = way(x)
+        (slope,) = torch.autograd.grad(y, x, upstream)
+        found.append((y, slope))
+    torch.testing.assert_close(found[0][0], found[1][0].double(), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(found[0][1], found[1][1].double(), atol=1e-6, rtol=1e-6)
+    assert torch.autograd.gradcheck(lambda states: gemma._normed(norm, states), x)

@@ -1,10 +1,12 @@
 """Prompts and responses as padded tensors: prompts to the left, responses to the right."""
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class HasSequences(Protocol):
@@ -20,13 +22,22 @@ class HasSequences(Protocol):
     def response_mask(self) -> Tensor: ...  # noqa: D102
 
 
-class Sequences(NamedTuple):
-    """The plain carrier of :class:`HasSequences`."""
-
+class _Tensors(NamedTuple):
     prompt_tokens: Tensor
     prompt_mask: Tensor
     response_tokens: Tensor
     response_mask: Tensor
+
+
+class Sequences(_Tensors):
+    """The plain carrier of :class:`HasSequences`; what several passes make of it is kept with it."""
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """``make()``, and from then on what it gave: the tensors must not change."""
+        kept = vars(self)
+        if name not in kept:
+            kept[name] = make()
+        return cast(T, kept[name])
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, left: bool) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gemma_alignment.modeling.gemma import gemma_states, is_plain
 from gemma_alignment.modeling.packing import masks_for, pack
-from gemma_alignment.modeling.sequences import HasSequences
+from gemma_alignment.modeling.sequences import HasSequences, Sequences
 from gemma_alignment.modeling.transfers import to_device
 
 _LOG = logging.getLogger(__name__)
@@ -60,7 +60,8 @@ def padded_states(model: Any, batch: HasSequences, wanted: Tensor) -> tuple[Tens
 
 def packed_states(model: Any, batch: HasSequences, wanted: Tensor) -> tuple[Tensor, int]:
     """The same with each distinct prompt computed once."""
-    packed = pack(batch).to(model.device)
+    packed = batch.once("packed", lambda: pack(batch)) if isinstance(batch, Sequences) else pack(batch)
+    packed = packed.to(model.device)
     places = packed.index[wanted]
     if is_plain(model):
         return gemma_states(model, packed, places)

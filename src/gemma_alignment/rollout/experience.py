@@ -95,28 +95,35 @@ def rollout(
 def in_parts(batch: Sequences, size: int, function: Callable[[Sequences], Tensor]) -> Tensor:
     """Apply ``function`` to parts whose rows share prompts, and put the rows back in order.
 
-    The result of a part is (b,) or (b, t); shorter ones are filled with 0 up to T.
+    The result of a part is (b,) or (b, t); shorter ones are filled with 0 up to T. Passes over one batch read the same
+    parts, which are cut and packed once.
     """
+    if not len(batch.response_mask):
+        raise ValueError("an empty batch has nothing to score")
+    parts = batch.once(f"parts of {size}", lambda: _parts(batch, size))
+    results = [(rows, function(part).float().cpu()) for rows, part in parts]
+    out = torch.zeros(batch.response_mask.shape[: results[0][1].dim()])
+    for rows, found in results:
+        if found.dim() == 1:
+            out[rows] = found
+        else:
+            out[rows, : found.shape[1]] = found
+    return out
+
+
+def _parts(batch: Sequences, size: int) -> list[tuple[Tensor, Sequences]]:
+    """Row numbers and rows of at most ``size`` responses whose prompts are much the same."""
     order = order_by_prompt(batch.prompt_tokens, batch.prompt_mask)
-    out: Tensor | None = None
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
+    found = []
+    for rows in order.split(size):
         prompt = int(batch.prompt_mask[rows].sum(1).max())
         response = max(1, int(batch.response_mask[rows].sum(1).max()))
         part = Sequences(
             batch.prompt_tokens[rows, -prompt:], batch.prompt_mask[rows, -prompt:],
             batch.response_tokens[rows, :response], batch.response_mask[rows, :response],
         )  # fmt: skip
-        found = function(part).float().cpu()
-        if out is None:
-            out = torch.zeros(len(order) if found.dim() == 1 else batch.response_mask.shape)
-        if found.dim() == 1:
-            out[rows] = found
-        else:
-            out[rows, : found.shape[1]] = found
-    if out is None:
-        raise ValueError("an empty batch has nothing to score")
-    return out
+        found.append((rows, part))
+    return found
 
 
 def score(model: Any, batch: Sequences, ended: Tensor, scale: tuple[float, float], penalty: float, size: int) -> Tensor:
