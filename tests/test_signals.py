@@ -2,14 +2,16 @@
 
 import os
 import signal
+from itertools import islice
 from types import SimpleNamespace
 
 import pytest
 
 from gemma_alignment.datasets.metric_writer import MetricWriter
-from gemma_alignment.errors import RunInterrupted, let_through
+from gemma_alignment.errors import RunInterrupted, chain, let_through
 from gemma_alignment.hooks.signals import Signals
 from gemma_alignment.hooks.tracking import Tracking
+from gemma_alignment.redaction import scrub_error
 from gemma_alignment.study.parent import ParentRun
 
 DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
@@ -75,6 +77,30 @@ def test_only_what_asks_to_stop_is_let_through():
     wrapped.__context__ = RunInterrupted(signal.SIGINT)
     with pytest.raises(RunInterrupted, match="SIGINT"):
         let_through(wrapped)
+
+
+def test_what_is_let_through_does_not_lead_to_itself():
+    """As in MLflow: what came while it was at work is wrapped, ``from`` it."""
+    try:
+        try:
+            raise RunInterrupted(signal.SIGTERM)
+        except RunInterrupted as stop:
+            raise ConnectionError("the transaction failed") from stop
+    except ConnectionError as error:
+        with pytest.raises(RunInterrupted, match="SIGTERM") as found:
+            let_through(error)
+    led, cause = [], found.value
+    while cause is not None and len(led) < 9:
+        led.append(type(cause))
+        cause = cause.__cause__ or cause.__context__
+    assert led == [RunInterrupted, ConnectionError, RunInterrupted]
+
+
+def test_causes_that_go_round_in_a_circle_come_once_each():
+    first, second = ValueError("a"), KeyError("b")
+    first.__context__, second.__cause__ = second, first
+    assert list(islice(chain(first), 9)) == [first, second]
+    scrub_error(first)
 
 
 PLACES = ["the last points of a run", "a look at the store", "the end of a stage", "the end of a study"]

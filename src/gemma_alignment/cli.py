@@ -12,7 +12,7 @@ import click
 from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.cli.utils import CONTEXT_SETTINGS, _split_params, env_option
 
-from gemma_alignment.errors import NothingToDo, RunInterrupted, UserError, brief
+from gemma_alignment.errors import NothingToDo, RunInterrupted, UserError, brief, chain
 from gemma_alignment.parameters.cluster import ENGINES
 from gemma_alignment.redaction import scrubbed
 
@@ -42,7 +42,7 @@ def readable(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _exit(error: Exception) -> NoReturn:
     """Exit with one message: of an error that nobody foresaw its cause, and where its traceback is."""
-    from gemma_alignment.explain import chain, explained, where
+    from gemma_alignment.explain import explained, where
 
     if isinstance(error, click.ClickException | click.exceptions.Exit | click.Abort):
         raise error  # click's own words for a wrong option

@@ -1,6 +1,7 @@
 """The one error that a user is meant to read, and the one that asks a run to stop."""
 
 import signal
+from collections.abc import Iterator
 
 
 class UserError(Exception):
@@ -19,8 +20,19 @@ class RunInterrupted(Exception):
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
         self.name = signal.Signals(number).name
         self.code = 128 + number
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and what led to it, the newest first, each once: causes may go round in a circle."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or cause.__context__
 
 
 def let_through(error: BaseException) -> None:
@@ -31,11 +43,9 @@ def let_through(error: BaseException) -> None:
     Raises:
         RunInterrupted: where one has led to ``error``.
     """
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in chain(error):
         if isinstance(cause, RunInterrupted):
-            raise cause
-        cause = cause.__cause__ or cause.__context__
+            raise RunInterrupted(cause.number) from error  # the old one would have led to itself
 
 
 def brief(error: BaseException) -> str:

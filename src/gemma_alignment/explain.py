@@ -4,11 +4,10 @@ import errno
 import json
 import re
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 from gemma_alignment.config import nearest
-from gemma_alignment.errors import UserError, brief
+from gemma_alignment.errors import UserError, brief, chain
 from gemma_alignment.stages import EXPORT, STAGES
 
 PACKAGE = __name__.partition(".")[0]
@@ -17,14 +16,6 @@ READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 UNKNOWN_PIPELINE = re.compile(r"Failed to find the pipeline named '([^']*)'")
 """Kedro's words, which go on about how a developer would register one."""
 NO_MEMORY = ("can't allocate memory", "CUDA out of memory", "Cannot allocate memory")
-
-
-def chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what led to it, the newest first."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
 
 
 def explained(error: Exception) -> str | None:

@@ -8,6 +8,8 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from gemma_alignment.errors import chain
+
 NAMES = re.compile(r"(KEY|TOKEN|PASSWORD|PASSWD|SECRET)S?$")
 SHORTEST = 8
 """Shorter values are words that stand in many places."""
@@ -47,14 +49,12 @@ def scrubbed(text: str) -> str:
 
 def scrub_error(error: BaseException) -> None:
     """Take secrets out of an error and of what led to it, for whoever writes it down after us."""
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in chain(error):
         cause.args = tuple(map(_clean, cause.args))
         for name, value in list(vars(cause).items()):
             if isinstance(value, str | dict | list):
                 with suppress(AttributeError):
                     setattr(cause, name, _clean(value))
-        cause = cause.__cause__ or cause.__context__
 
 
 def _clean(value: Any) -> Any:

@@ -3,10 +3,9 @@
 import json
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
-from gemma_alignment.errors import UserError, brief
+from gemma_alignment.errors import UserError, brief, chain
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +75,7 @@ def refused(repository: str, revision: str, error: BaseException) -> UserError:
     """What an error of the hub's library, or of one above it, means for the user."""
     from huggingface_hub import errors
 
-    for cause in _chain(error):
+    for cause in chain(error):
         if isinstance(cause, errors.GatedRepoError):
             return UserError(_gated(repository))
         if isinstance(cause, errors.RepositoryNotFoundError | errors.RevisionNotFoundError):
@@ -120,10 +119,3 @@ def _no_network(repository: str) -> str:
         "network, unset HF_HUB_OFFLINE if it is set, or copy the cache of a machine that has the model and point "
         "HF_HOME to it."
     )
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
