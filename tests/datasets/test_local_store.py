@@ -69,12 +69,11 @@ def test_a_local_file_gets_the_points_without_the_client(opened, monkeypatch):
     assert client.get_run(run_id).data.metrics["a"] == 0.2
 
 
-@pytest.mark.parametrize("table", ["metrics", "latest_metrics"])
-def test_a_store_with_other_columns_is_left_to_the_client(opened, monkeypatch, table):
-    """As after an upgrade of MLflow that changes its tables."""
+def test_a_store_of_another_revision_is_left_to_the_client(opened, monkeypatch):
+    """As after an upgrade of MLflow that migrates its tables: what they mean then, its client knows."""
     store, client, run_id = opened
     with sqlite3.connect(store.file) as database:
-        database.execute(f"ALTER TABLE {table} ADD COLUMN unit VARCHAR(9)")
+        database.execute("UPDATE alembic_version SET version_num = '0123456789ab'")
     database.close()
     assert not store.insert(run_id, BATCHES[0])
     assert rows(store, run_id)[0] == []

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 WAIT = 20.0
 """Seconds for which others may hold the file, as MLflow's own connections allow."""
-COLUMNS = {"key", "value", "timestamp", "step", "is_nan", "run_uuid"}
-"""Of the tables ``metrics`` and ``latest_metrics``; a file in which they have others is left to the client."""
-KNOWN = "SELECT name FROM pragma_table_info('metrics') UNION ALL SELECT name FROM pragma_table_info('latest_metrics')"
+SCHEMA = "dc11669786a5"
+"""The revision of MLflow's tables for which these statements store what the client does; others are left to it."""
+REVISION = "SELECT version_num FROM alembic_version"
 ACTIVE = "SELECT 1 FROM runs WHERE run_uuid = ? AND lifecycle_stage = 'active'"
 EVERY = "INSERT OR IGNORE INTO metrics (key, value, timestamp, step, is_nan, run_uuid) VALUES (?, ?, ?, ?, ?, ?)"
 LATEST = """
@@ -66,8 +66,7 @@ class LocalStore:
         rows = [_row(run_id, point) for point in points]
         try:
             store = self._open()
-            names = [name for (name,) in store.execute(KNOWN)]
-            if set(names) != COLUMNS or len(names) != 2 * len(COLUMNS):
+            if store.execute(REVISION).fetchall() != [(SCHEMA,)]:
                 return False
             with store:
                 if store.execute(ACTIVE, (run_id,)).fetchone() is None:
