@@ -18,6 +18,7 @@ from gemma_alignment.study.memory_needs import disk, fetched, peaks
 from gemma_alignment.study.plan import Plan, Variant
 from gemma_alignment.study.preflight import preflight
 from gemma_alignment.study.project import read_parameters
+from gemma_alignment.study.wall_time import makespan, wall_hours
 
 ROOT = Path(__file__).parents[1]
 PLAN = Plan(("ppo", "grpo"), (42, 123, 777), {}, "gemma2b")
@@ -58,7 +59,7 @@ def test_everything_is_looked_at_and_what_is_missing_is_said(parameters, monkeyp
     lines = looked_at(parameters)
     assert list(lines) == [
         "HF_TOKEN", "OPENAI_API_KEY", "model", "GPU", "memory sft", "memory merge", "memory reward_model", "memory ppo",
-        "memory grpo", "memory export", "disk", "GPU hours", "judge",
+        "memory grpo", "memory export", "disk", "GPU hours", "iteration", "wall time", "judge",
     ]  # fmt: skip
     assert "NOT SET" in lines["HF_TOKEN"].said and lines["HF_TOKEN"].is_missing
     assert lines["model"].is_missing and "never downloaded" in lines["model"].said
@@ -107,7 +108,7 @@ def test_the_hours_follow_from_counts_and_rates(parameters):
 
 def test_evaluation_and_preparation_are_in_the_hours(parameters):
     """By hand, at rates of 1,000 forward, 500 learned and 10 steps: 600 held-out prompts, 128 of them seven times."""
-    rates = RateParameters(1000, 500, 10, None)
+    rates = RateParameters(1000, 500, 10, 0.7, None)
     found = hours(replace(PLAN, methods=("grpo",), seeds=(1,)), parameters, rates)
     answered = 25 * 128 / 10 + 600 * 512 / 1000
     assert found["sft"] * 3600 == pytest.approx(
@@ -148,6 +149,38 @@ def test_a_dry_run_says_what_decoding_in_another_precision_costs(parameters):
     half = next(peak.copy for peak in peaks(PLAN, single, GEMMA_2B) if peak.stage == "grpo")
     as_held = merged(single, {"rollout": {"precision": "as_held"}})
     assert next(peak.copy for peak in peaks(PLAN, as_held, GEMMA_2B) if peak.stage == "grpo") == 2 * half
+
+
+def test_what_several_gpus_do_is_at_most_as_many_times_what_one_does(parameters):
+    for wrong in (0, 1.5):
+        with pytest.raises(ValueError, match="parallel_efficiency is"):
+            RateParameters(**{**parameters["rates"], "parallel_efficiency": wrong})
+
+
+@pytest.mark.parametrize(
+    ("gpus", "hours_each"),
+    [(1, (62, 1)), (2, (32, 1)), (4, (22, 1)), (6, (12, 1)), (8, (12, 1)), (64, (4, 10))],
+)
+def test_the_wall_time_of_six_equal_runs_by_hand(gpus, hours_each):
+    """At half their speed ten GPUs do five times the work of one."""
+    assert wall_hours(2.0, [10.0] * 6, gpus, 0.5, 100) == pytest.approx(hours_each)
+
+
+def test_gpus_that_would_slow_a_run_down_or_cannot_share_it_are_left_out():
+    assert wall_hours(0.0, [10.0], 2, 0.4, 100) == (10.0, 1)
+    assert wall_hours(0.0, [10.0], 64, 1.0, 4) == (2.5, 4)
+
+
+def test_runs_are_placed_in_order_as_places_come_free():
+    assert makespan([3, 3, 2, 2, 2], 2) == 7  # the textbook's example: 6 would do, in another order
+    assert makespan([5.0], 64) == 5.0
+
+
+def test_a_dry_run_says_the_wall_time_and_what_it_assumes(parameters):
+    said = looked_at(parameters)["wall time"].said
+    for words in ("1 GPU ", "2 GPUs ", "8 GPUs ", "64 GPUs ", "(10 a run)", "assumed to do 0.7", "preparation"):
+        assert words in said, said
+    assert looked_at(parameters)["iteration"].said.startswith("about ppo ")
 
 
 def test_every_stage_that_opens_a_model_is_in_the_memory(parameters):

@@ -24,6 +24,13 @@ def hours(plan: Plan, parameters: Parameters, rates: RateParameters) -> dict[str
     return {name: value / 3600 for name, value in seconds.items()}
 
 
+def hours_of_runs(plan: Plan, parameters: Parameters, rates: RateParameters) -> tuple[float, list[float]]:
+    """GPU hours of the preparation, and of each run in the order in which they begin."""
+    seconds = {method: _arm(parameters, method, rates) for method in plan.methods}
+    preparation = _sft(parameters, rates) + _reward_model(parameters, rates)
+    return preparation / 3600, [seconds[run.stages[-1].name] / 3600 for run in plan.arms]
+
+
 def _answer(parameters: Parameters) -> int:
     return int(parameters["preferences"]["max_prompt_tokens"] + parameters["preferences"]["max_response_tokens"])
 
@@ -72,15 +79,20 @@ def _answered(
     return float(steps / rates.decode_steps_per_second + scored * tokens / rates.forward_tokens_per_second)
 
 
-def _arm(parameters: Parameters, method: str, rates: RateParameters) -> float:
-    """Seconds of one run: its iterations, its evaluations on held-out prompts, and its final answers."""
+def iteration_seconds(parameters: Parameters, method: str, rates: RateParameters) -> float:
+    """Seconds of one iteration of a method."""
     shared, work = parameters["policy_optimization"], work_of(parameters, method)
     responses, trained = shared["responses_per_iteration"], 2 if has_critic(method) else 1
     updated = parameters[method]["update_epochs"] * trained * responses * (work.prompt + work.response)
-    iteration = (
+    return (
         _answered(parameters, responses, work.group_size, rates, scored=2 + trained)  # reward, reference, what trains
         + updated / rates.train_tokens_per_second
     )
+
+
+def _arm(parameters: Parameters, method: str, rates: RateParameters) -> float:
+    """Seconds of one run: its iterations, its evaluations on held-out prompts, and its final answers."""
+    shared, iteration = parameters["policy_optimization"], iteration_seconds(parameters, method, rates)
     evaluations = 1 + -(-shared["num_iterations"] // shared["eval_every"])
     count = min(shared["eval_prompts"], _held_out(parameters))
     perplexity = count * _answer(parameters) / rates.forward_tokens_per_second

@@ -19,9 +19,10 @@ from gemma_alignment.modeling.hub import check_access
 from gemma_alignment.modeling.memory import Shape
 from gemma_alignment.parameters.judge import JudgeParameters
 from gemma_alignment.parameters.rates import RateParameters
-from gemma_alignment.study.hours import hours
+from gemma_alignment.study.hours import hours, hours_of_runs, iteration_seconds
 from gemma_alignment.study.memory_needs import SHAPES, Peak, disk, peaks, plain_model
 from gemma_alignment.study.plan import Plan
+from gemma_alignment.study.wall_time import said
 
 GB = 1e9
 GPU = "GPU"
@@ -58,7 +59,7 @@ def preflight(plan: Plan, parameters: Parameters, data_root: Path) -> list[Line]
         memory = [_memory(peak) for peak in peaks(plan, parameters, shape)]
         most = max(peak.bytes for peak in peaks(plan, parameters, shape) if peak.stage != "export")
         lines += [_gpu(parameters, most), *memory, *_disk(plan, parameters, shape, data_root)]
-    return [*lines, _hours(plan, parameters), _judge(plan, parameters)]
+    return [*lines, *_hours(plan, parameters), _judge(plan, parameters)]
 
 
 def _credentials(parameters: Parameters, model_is_missing: bool) -> Iterator[Line]:
@@ -140,13 +141,19 @@ def _existing(place: Path) -> Path:
     return next(one for one in (place, *place.parents) if one.exists())
 
 
-def _hours(plan: Plan, parameters: Parameters) -> Line:
+def _hours(plan: Plan, parameters: Parameters) -> Iterator[Line]:
     rates = build(RateParameters, parameters["rates"], "rates")
     found = hours(plan, parameters, rates)
     assumed = "at ASSUMED rates, not measured (python benchmarks/gemma2b.py --rates measures them)"
     source = f"at rates measured on {rates.measured_on}" if rates.measured_on else assumed
     parts = ", ".join(f"{name} {value:.1f}" for name, value in found.items())
-    return Line("GPU hours", f"about {sum(found.values()):.0f} {source} ({parts}); longest prompts and answers")
+    yield Line("GPU hours", f"about {sum(found.values()):.0f} {source} ({parts}); longest prompts and answers")
+    seconds = ", ".join(f"{method} {iteration_seconds(parameters, method, rates):.0f}" for method in plan.methods)
+    yield Line("iteration", f"about {seconds} seconds on one GPU, at the same rates")
+    preparation, runs = hours_of_runs(plan, parameters, rates)
+    shared = parameters["policy_optimization"]
+    most = min(shared["minibatch_size"], shared["eval_prompts"])
+    yield Line("wall time", f"about, {said(preparation, runs, rates.parallel_efficiency, most)}")
 
 
 def _judge(plan: Plan, parameters: Parameters) -> Line:
