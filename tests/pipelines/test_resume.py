@@ -20,6 +20,7 @@ from gemma_alignment.datasets.checkpoint_store import CheckpointStore, saved
 from gemma_alignment.datasets.run_log import RunLog
 from gemma_alignment.errors import RunInterrupted, UserError
 from gemma_alignment.modeling.saving import SavedModel, saved_adapter
+from gemma_alignment.pipelines import several
 from gemma_alignment.pipelines.arm_nodes import answer_with_policy, train_policy
 from gemma_alignment.training import policy_optimization
 
@@ -64,10 +65,10 @@ class Arm:
         self.shared = {**section("policy_optimization"), **SMALL}
         self.rollout = {**section("rollout"), "max_new_tokens": 6}
 
-    def train(self, resume=False):
+    def train(self, resume=False, train=train_policy, pairs=PAIRS):
         how = {**section(self.method), **({"group_size": 4} if self.method != "ppo" else {})}
-        adapter, *_ = train_policy(
-            self.method, str(self.base / "model"), str(self.base / "reward"), PROMPTS, PROMPTS[:2], PAIRS, how,
+        adapter, *_ = train(
+            self.method, str(self.base / "model"), str(self.base / "reward"), PROMPTS, PROMPTS[:2], pairs, how,
             self.shared, self.rollout, section("kl_control"), section("score_normalization"), self.modeling,
             section("runtime"), {"source": "jsonl"}, 1, 42, "no base", "no adapter", RunLog(self.directory),
             CheckpointStore(self.checkpoints, resume),
@@ -209,3 +210,58 @@ def test_seconds_are_those_of_all_attempts(base, tmp_path, monkeypatch):
     assert saved(arm.checkpoints) == [0]
     arm.train(resume=True)
     assert [row.get("budget/seconds") for row in arm.rows("timing")] == [None, 4.0, 6.0, 8.0]
+
+
+@pytest.fixture
+def in_two(monkeypatch):
+    """The node that trains, in two processes; what the second one does first may be changed by a variable."""
+    monkeypatch.setenv(several.PROCESSES, "2")
+    return several.shared_out(train_policy)
+
+
+def assert_like(found, expected):
+    """The same history, up to rounding; a prompt that both have rows of is computed twice."""
+    for one, other in zip(found.rows("history"), expected.rows("history"), strict=True):
+        tolerances = {key: 0.3 if key == "budget/flops" else 1e-3 for key in other}
+        assert one == {key: pytest.approx(value, rel=tolerances[key], abs=1e-4) for key, value in other.items()}
+
+
+def test_two_processes_leave_the_history_of_one_and_one_goes_on_where_two_stopped(base, tmp_path, monkeypatch, in_two):
+    """The second one is shot in between: the first says so, with its last good state kept."""
+    pairs = 2 * PAIRS
+    alone = Arm(base, tmp_path / "alone", "grpo").train(pairs=pairs)
+    together = Arm(base, tmp_path / "together", "grpo").train(train=in_two, pairs=pairs)
+    assert_like(together, alone)
+    names = [sorted(path.name for path in arm.directory.iterdir()) for arm in (together, alone)]
+    assert names[0] == names[1]
+    started = []
+
+    def shoot():
+        started[0].kill()
+
+    popen = several.subprocess.Popen
+    monkeypatch.setattr(several.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    arm = Arm(base, tmp_path / "shot", "grpo")
+    with monkeypatch.context() as patch:
+        at_call(patch, policy_optimization, "clipped", 4, shoot)
+        with pytest.raises(UserError, match=r"process 2 of the 2 of this run has ended \(status -9\)"):
+            arm.train(train=in_two, pairs=pairs)
+    assert saved(arm.checkpoints) == [0, 1]
+    assert_like(arm.train(resume=True, pairs=pairs), alone)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", ""])
+def test_a_number_of_processes_that_is_none_is_refused(monkeypatch, value):
+    monkeypatch.setenv(several.PROCESSES, value)
+    with pytest.raises(UserError, match=r"GEMMA_ALIGNMENT_PROCESSES is .* but must be a number of processes from 1"):
+        several.wanted()
+
+
+def test_more_processes_than_gpus_are_refused(base, tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.setenv(several.PROCESSES, "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="3 processes of a run need a GPU each, and this machine has 2"):
+        several.shared_out(lambda *inputs: None)("grpo", None, None)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gemma_alignment.modeling import ranks
 from gemma_alignment.modeling.protocols import Role, Text
 from gemma_alignment.modeling.sequences import Sequences
 from gemma_alignment.rollout.sampling import Rollout, sample
@@ -96,7 +97,7 @@ def in_parts(batch: Sequences, size: int, function: Callable[[Sequences], Tensor
     """Apply ``function`` to parts whose rows share prompts, and put the rows back in order.
 
     The result of a part is (b,) or (b, t); shorter ones are filled with 0 up to T. Passes over one batch read the same
-    parts, which are cut and packed once.
+    parts, which are cut and packed once. Several processes share the parts, and each gets the whole.
     """
     if not len(batch.response_mask):
         raise ValueError("an empty batch has nothing to score")
@@ -108,14 +109,14 @@ def in_parts(batch: Sequences, size: int, function: Callable[[Sequences], Tensor
             out[rows] = found
         else:
             out[rows, : found.shape[1]] = found
-    return out
+    return ranks.whole(out)
 
 
 def _parts(batch: Sequences, size: int) -> list[tuple[Tensor, Sequences]]:
-    """Row numbers and rows of at most ``size`` responses whose prompts are much the same."""
+    """This process's row numbers and rows, of at most ``size`` responses whose prompts are much the same."""
     order = order_by_prompt(batch.prompt_tokens, batch.prompt_mask)
     found = []
-    for rows in order.split(size):
+    for rows in ranks.mine(order.split(ranks.at_most(size, len(order)))):
         prompt = int(batch.prompt_mask[rows].sum(1).max())
         response = max(1, int(batch.response_mask[rows].sum(1).max()))
         part = Sequences(

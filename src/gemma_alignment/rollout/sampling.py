@@ -2,8 +2,11 @@
 
 Prompts are prefilled a few at a time where the MLP is wide: many at once would be the largest thing in memory.
 
+Several processes share the prompts, whole groups each, and every one gets all responses.
+
 Each token is drawn by inverting the cumulative distribution at one uniform number, and a row's
-uniforms are drawn before decoding starts: what a row samples does not depend on which rows are left.
+uniforms are drawn before decoding starts: what a row samples does not depend on which rows are left, nor on who
+decodes it.
 """
 
 from collections.abc import Sequence
@@ -13,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gemma_alignment.modeling import ranks
 from gemma_alignment.modeling.decoding import cached
 from gemma_alignment.modeling.sequences import Sequences, pad
 from gemma_alignment.modeling.transfers import Known, to_device
@@ -30,7 +34,7 @@ class Rollout:
     ended: Tensor
     """(B,) False where the response was cut off."""
     decoded_tokens: int
-    """Forward passes of one position that decoding took, prompts included once."""
+    """Forward passes of one position that decoding took here, prompts included once."""
 
 
 def draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -104,8 +108,19 @@ def _by_engine(
     def drawn(logits: Tensor, numbers: Tensor) -> Tensor:
         return draw(logits, numbers, temperature)[0]
 
-    responses = generate(model, prompts, uniforms, drawn, stop_ids, batch_size)
-    return responses, None, sum(map(len, prompts)) + sum(len(response) - 1 for response in responses)
+    share = ranks.mine(range(len(prompts)))
+    own, rows = [prompts[i] for i in share], _rows_of(share, len(uniforms) // len(prompts))
+    found = generate(model, own, uniforms[rows], drawn, stop_ids, batch_size)
+    responses: list[list[int]] = [[] for _ in range(len(uniforms))]
+    for row, response in zip(rows, found, strict=True):
+        responses[row] = response
+    decoded = sum(map(len, own)) + sum(len(response) - 1 for response in found)
+    return _of_all(responses, uniforms.shape[1]), None, decoded
+
+
+def _rows_of(prompts: Sequence[int], group_size: int) -> list[int]:
+    """The rows of the groups of some prompts."""
+    return [i * group_size + k for i in prompts for k in range(group_size)]
 
 
 def _in_batches(
@@ -119,16 +134,27 @@ def _in_batches(
     responses: list[list[int]] = [[] for _ in range(len(uniforms))]
     likely = torch.zeros(uniforms.shape)
     decoded = 0
-    for start in range(0, len(order), per_batch):
-        chosen = order[start : start + per_batch]
-        rows = [i * group_size + k for i in chosen for k in range(group_size)]
+    share = ranks.mine(order)
+    for start in range(0, len(share), per_batch):
+        chosen = share[start : start + per_batch]
+        rows = _rows_of(chosen, group_size)
         tokens, likely[rows], count = _decode(
             model, [prompts[i] for i in chosen], group_size, uniforms[rows], temperature, tuple(stop_ids), pad_id
         )
         decoded += count
         for row, response in zip(rows, tokens, strict=True):
             responses[row] = response
-    return responses, likely, decoded
+    return _of_all(responses, uniforms.shape[1]), ranks.whole(likely), decoded
+
+
+def _of_all(responses: list[list[int]], width: int) -> list[list[int]]:
+    """The responses of every process; those of others are empty before."""
+    if ranks.count() == 1:
+        return responses
+    shifted = torch.zeros((len(responses), width), dtype=torch.long)  # 0: no token there
+    for row, response in enumerate(responses):
+        shifted[row, : len(response)] = torch.tensor(response, dtype=torch.long) + 1
+    return [[token - 1 for token in row if token] for row in ranks.whole(shifted).tolist()]
 
 
 @torch.inference_mode()

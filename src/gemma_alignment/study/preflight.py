@@ -20,7 +20,7 @@ from gemma_alignment.modeling.memory import Shape
 from gemma_alignment.parameters.judge import JudgeParameters
 from gemma_alignment.parameters.rates import RateParameters
 from gemma_alignment.study.hours import hours, hours_of_runs, iteration_seconds
-from gemma_alignment.study.memory_needs import SHAPES, Peak, disk, peaks, plain_model
+from gemma_alignment.study.memory_needs import SHAPES, Peak, disk, peaks, plain_model, work_of
 from gemma_alignment.study.plan import Plan
 from gemma_alignment.study.wall_time import said
 
@@ -152,7 +152,8 @@ def _hours(plan: Plan, parameters: Parameters) -> Iterator[Line]:
     yield Line("iteration", f"about {seconds} seconds on one GPU, at the same rates")
     preparation, runs = hours_of_runs(plan, parameters, rates)
     shared = parameters["policy_optimization"]
-    most = min(shared["minibatch_size"], shared["eval_prompts"])
+    groups = min(shared["responses_per_iteration"] // work_of(parameters, one).group_size for one in plan.methods)
+    most = min(groups, shared["minibatch_size"], shared["eval_prompts"])
     yield Line("wall time", f"about, {said(preparation, runs, rates.parallel_efficiency, most)}")
 
 

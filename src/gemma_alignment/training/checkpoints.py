@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gemma_alignment.errors import UserError
+from gemma_alignment.modeling import ranks
 from gemma_alignment.schemas import Mark, TrainingState, UpdateRecord
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def capture(iteration: int, run: "Run", optimizers: Optimizers, budget: Mapping[
         "score_normalizer": run.score_normalizer.state_dict(),
         "old_logprobs": run.old_logprobs.state_dict(),
         "packing": run.model.packing.state_dict(),
-        "budget": {**budget, "flops": run.model.forward_flops()},
+        "budget": {**budget, "flops": flops_of_all(run.model)},
     }
     return TrainingState(iteration, tensors, numbers)
 
@@ -108,6 +109,11 @@ def numbers_of(state: TrainingState, part: str) -> Mapping[str, Any]:
             "Begin anew: the same command with overwrite=true in place of resume=true."
         )
     return state.numbers[part]
+
+
+def flops_of_all(model: Any) -> float:
+    """What the model of every process has counted, together."""
+    return ranks.total({"flops": model.forward_flops()})["flops"]
 
 
 def _trained(run: "Run", optimizers: Optimizers) -> Parameters:

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gemma_alignment.modeling import ranks
 from gemma_alignment.modeling.protocols import Text
 from gemma_alignment.modeling.transfers import to_device
 from gemma_alignment.rollout.experience import OldLogprobs, collect
 from gemma_alignment.schemas import Credit, Experience, Minibatch, Normalizer, TrainingState, UpdateRecord
-from gemma_alignment.training.checkpoints import capture, restore
+from gemma_alignment.training.checkpoints import capture, flops_of_all, restore
 from gemma_alignment.training.guards import FirstRatio, check_finite, check_loss, check_metrics, named
 from gemma_alignment.training.policy_evaluation import Gold, HeldOut, evaluate_policy
 from gemma_alignment.training.rollout_metrics import describe
@@ -117,7 +118,7 @@ def optimize(run: Run, start: TrainingState | None = None) -> Iterator[UpdateRec
         metrics |= {
             "budget/responses": float(budget.responses),
             "budget/tokens_generated": float(budget.tokens),
-            "budget/flops": run.model.forward_flops(),
+            "budget/flops": flops_of_all(run.model),
         }
         check_metrics(metrics, f"{run.method.name}, iteration {iteration}")
         timing = {
@@ -176,13 +177,13 @@ def _step(
     """One optimizer step of policy and critic, accumulated over micro-batches with global counts.
 
     The policy's forward and backward end before the critic's forward begins: both are adapters on
-    one base, and a switch between would corrupt the pending backward.
+    one base, and a switch between would corrupt the pending backward. Several processes share the micro-batches.
     """
     normalizer = Normalizer.of(minibatch, run.rollout.max_new_tokens)
     stats: dict[str, float] = {}
     where = {role: f"{run.method.name}, iteration {iteration}, {role}" for role in optimizers}
     beginning = FirstRatio(run.model.is_exact) if first else None
-    for part in minibatch.split(run.settings.microbatch_size):
+    for part in ranks.mine([*minibatch.split(ranks.at_most(run.settings.microbatch_size, len(minibatch)))]):
         micro = _on(run.model.device, part)
         with run.model.role("policy", train=True):
             logprobs, entropy = run.model.logprobs(micro, run.rollout.temperature)
@@ -202,9 +203,11 @@ def _step(
             _add(stats, {"value/loss": found["value_loss"]})
     if beginning is not None:
         beginning.check(iteration)
+    stats = ranks.total(stats)
     rows = named(minibatch.prompt_ids, range(len(minibatch)))
     for role in optimizers:  # all are checked before any steps
         parameters = run.model.named_parameters_of(role)
+        ranks.add_gradients(parameters.values())
         norm = clipped(parameters, run.settings.max_grad_norm, f"{where[role]}, {rows}")
         stats["policy/grad_norm" if role == "policy" else "value/grad_norm"] = norm
     for optimizer in optimizers.values():

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from gemma_alignment.modeling import ranks
 from gemma_alignment.modeling.sequences import by_length, sequences
 from gemma_alignment.schemas import TrainingState, UpdateRecord
 from gemma_alignment.training.course import Course
@@ -76,14 +77,15 @@ def perplexity(
     """
     total, tokens = 0.0, 0
     prompts, responses = [p for p, _ in examples], [r for _, r in examples]
-    for part in by_length(prompts, responses, size):
+    for part in ranks.mine(by_length(prompts, responses, ranks.at_most(size, len(examples)))):
         batch = sequences([prompts[i] for i in part], [responses[i] for i in part], pad_id)
         with model.role(role):
             logprobs = model.logprobs(batch, 1.0)[0]
         check_measured({"logprobs of chosen responses": logprobs}, [ids[i] if ids else str(i) for i in part], where)
         total += float(logprobs.sum())
         tokens += int(batch.response_mask.sum())
-    surprise = -total / max(1, tokens)
+    counted = ranks.total({"logprob": total, "tokens": float(tokens)})
+    surprise = -counted["logprob"] / max(1, counted["tokens"])
     found = math.exp(surprise) if surprise < LARGEST else math.inf
     check_metrics({"perplexity": found}, where)
     return found

@@ -1,0 +1,106 @@
+"""Several processes that train one policy: each computes its part of the rows, and the parts become whole.
+
+Data parallelism without a library of models: the processes are those of ``torch.distributed``'s default group, which
+``accelerate launch`` and ``torchrun`` describe by the same variables. Every process has the same weights, rows and
+random numbers, and holds all results of all rows before anything is decided from them: credit, statistics, learning
+rates and optimizer steps are computed by each alike. A process that is alone does everything itself, as ever.
+
+Sums over processes add parts in another order than one process does, so results agree up to rounding, and are the
+same bytes each time that as many processes compute them.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from gemma_alignment.errors import UserError
+
+Part = TypeVar("Part")
+
+
+def count() -> int:
+    """How many processes there are."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def number() -> int:
+    """Which one this is, from 0."""
+    return distributed.get_rank() if count() > 1 else 0
+
+
+def mine(parts: Sequence[Part]) -> Sequence[Part]:
+    """This process's share of what is to be done: every ``count()``-th part, so that parts in order of length balance.
+
+    Raises:
+        UserError: when some process would have none.
+    """
+    if 1 < count() > len(parts):
+        raise UserError(
+            f"{count()} processes cannot share {len(parts)} rows: every one needs at least one of each minibatch and "
+            "of the held-out prompts. Use fewer processes for a run, or more rows"
+        )
+    return parts[number() :: count()]
+
+
+def at_most(size: int, rows: int) -> int:
+    """The largest part of ``rows`` that is at most ``size`` and leaves one for each process."""
+    return size if count() == 1 or -(-rows // size) >= count() else max(1, rows // count())
+
+
+def whole(part: Tensor) -> Tensor:
+    """The sum over processes, in place: of a tensor with 0 where other processes have their rows."""
+    if count() > 1:
+        distributed.all_reduce(part)
+    return part
+
+
+def total(numbers: Mapping[str, float]) -> dict[str, float]:
+    """The sum of each over processes, which all have the same keys."""
+    if count() == 1:
+        return dict(numbers)
+    names = sorted(numbers)
+    sums = whole(torch.tensor([numbers[name] for name in names], dtype=torch.float64)).tolist()
+    return dict(zip(names, sums, strict=True))
+
+
+def add_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Let every process have the sum of all gradients, as if it had seen all rows itself.
+
+    A tensor without one is left to the step to refuse: every process lacks the same.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if count() == 1 or not gradients:
+        return
+    flat = whole(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+    for gradient, summed in zip(gradients, flat.split([one.numel() for one in gradients]), strict=True):
+        gradient.copy_(summed.view_as(gradient))
+
+
+def tell(message: Any, **tensors: Mapping[str, Tensor]) -> None:
+    """From the first process to the others: a value of JSON and named groups of tensors. Nothing is pickled."""
+    from safetensors.torch import save
+
+    for content in (json.dumps([message, list(tensors)]).encode(), *(save(dict(each)) for each in tensors.values())):
+        _broadcast(torch.tensor([len(content)]))
+        _broadcast(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+
+
+def hear() -> tuple[Any, dict[str, dict[str, Tensor]]]:
+    """What the first process tells."""
+    from safetensors.torch import load
+
+    message, names = json.loads(_heard())
+    return message, {name: load(_heard()) for name in names}
+
+
+def _heard() -> bytes:
+    size = _broadcast(torch.zeros(1, dtype=torch.long))
+    return _broadcast(torch.zeros(int(size), dtype=torch.uint8)).numpy().tobytes()
+
+
+def _broadcast(tensor: Tensor) -> Tensor:
+    distributed.broadcast(tensor, 0)
+    return tensor

@@ -1,0 +1,263 @@
+"""Several processes in one run: the first is the run, with its files and records; the others compute with it and leave.
+
+They come in one of two ways. ``accelerate launch`` (or ``torchrun``) starts all of them with one command and says in
+``RANK`` and ``WORLD_SIZE`` who is who: those after the first do not open the project, they wait for work. Or the first
+one starts the others itself, on its own machine, as many as ``GEMMA_ALIGNMENT_PROCESSES`` asks for, for each policy
+that it trains. Either way they are told what to do by the first, so that all of them do the same.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import timedelta
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+from gemma_alignment.errors import UserError
+
+if TYPE_CHECKING:
+    from gemma_alignment.training.checkpoints import Checkpoint
+
+PROCESSES = "GEMMA_ALIGNMENT_PROCESSES"
+"""Variable: how many processes train one policy, where nothing else started them."""
+PATIENCE = timedelta(days=2)
+"""How long one process waits for another that lives: the first one may prepare, or answer held-out prompts. The end of
+a process is noticed at once."""
+ENDING = 5.0
+"""Seconds in which it is seen that another process has ended, once a sum did not come about."""
+
+
+def is_another() -> bool:
+    """Whether a launcher started this process beside the first one."""
+    return int(os.environ.get("RANK", "0")) > 0
+
+
+def is_launched() -> bool:
+    """Whether a launcher started several processes."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def wanted() -> int:
+    """How many processes are to train a policy.
+
+    Raises:
+        UserError: for a variable that is no number.
+    """
+    text = os.environ.get(PROCESSES, "1")
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"{PROCESSES} is {text!r}, but must be a number of processes from 1")
+    return int(text)
+
+
+def shared_out(train: Callable[..., Any]) -> Callable[..., Any]:
+    """A node that trains, whose last two inputs are its log and its checkpoints, as one that several processes do.
+
+    Raises:
+        UserError: from the node, for more processes than there are GPUs, and when another process has ended.
+    """
+
+    @wraps(train)
+    def node_function(*inputs: Any) -> Any:
+        *work, run_log, checkpoints = inputs
+        with _others() as there:
+            if not there:
+                return train(*inputs)
+            from gemma_alignment.modeling import ranks
+
+            ranks.tell([_plain(each) for each in work])
+            return train(*work, run_log, _Told(checkpoints))
+
+    return node_function
+
+
+def follow(train: Callable[..., Any]) -> int:
+    """Be one of the other processes: train what the first one says, until it has no more; the exit status."""
+    from gemma_alignment.modeling import ranks
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the first one is asked to stop; this one ends with it
+    _join()
+    while (work := ranks.hear()[0]) is not None:
+        train(*work, _Nowhere(), _Heard())
+    return 0
+
+
+@contextmanager
+def first() -> Iterator[None]:
+    """Be the first process: at the end those that a launcher started may go, though there was nothing to do.
+
+    They go by themselves where a training of all of them has failed.
+    """
+    try:
+        yield
+    except BaseException:
+        if is_launched() and not _is_together():
+            _dismiss()
+        raise
+    if is_launched():
+        _dismiss()
+
+
+def _is_together() -> bool:
+    from torch import distributed
+
+    return distributed.is_initialized()
+
+
+def _dismiss() -> None:
+    from torch import distributed
+
+    from gemma_alignment.modeling import ranks
+
+    _join()
+    ranks.tell(None)
+    distributed.destroy_process_group()
+
+
+def _plain(value: Any) -> Any:
+    """Rows that are read from a file when asked for, as a list."""
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+@contextmanager
+def _others() -> Iterator[bool]:
+    """The other processes, for as long as the block goes on; whether there are any."""
+    if is_launched():
+        _join()
+        yield True
+        return
+    if (count := wanted()) == 1:
+        yield False
+        return
+    from torch import distributed
+
+    from gemma_alignment.modeling import ranks
+
+    _check_gpus(count)
+    with ExitStack() as stack:
+        port = _free_port()
+        for number in range(1, count):
+            stack.enter_context(_started(number, count, port))
+        _place(0)
+        address = f"tcp://127.0.0.1:{port}"
+        distributed.init_process_group(_backend(), address, rank=0, world_size=count, timeout=PATIENCE)
+        stack.callback(distributed.destroy_process_group)
+        yield True
+        ranks.tell(None)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+@contextmanager
+def _started(number: int, count: int, port: int) -> Iterator[None]:
+    names = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    variables = {**os.environ, **{name: str(value) for name, value in names.items()}}
+    process = subprocess.Popen([sys.executable, "-m", "gemma_alignment.pipelines.follower"], env=variables)
+    try:
+        yield
+        process.wait()
+    except RuntimeError as error:  # a sum that did not come about
+        with suppress(subprocess.TimeoutExpired):
+            code = process.wait(ENDING)
+            raise UserError(
+                f"process {number + 1} of the {count} of this run has ended (status {code}); what it said is above"
+            ) from error
+        raise
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _join() -> None:
+    """Be in the group that the launcher described."""
+    from torch import distributed
+
+    if not distributed.is_initialized():
+        _place(int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))))
+        distributed.init_process_group(_backend(), timeout=PATIENCE)
+
+
+def _backend() -> str:
+    import torch
+
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+
+
+def _place(number: int) -> None:
+    """On a GPU of its own, where there are any."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number)
+
+
+def _check_gpus(count: int) -> None:
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.device_count() < count:
+        raise UserError(
+            f"{count} processes of a run need a GPU each, and this machine has {torch.cuda.device_count()}: ask for "
+            "fewer (--processes-per-run), or use runtime.device=cpu"
+        )
+
+
+class _Told:
+    """The first process's checkpoints: where training begins is told to the others."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self.save: Callable[..., None] = store.save
+
+    def begin(self) -> "Checkpoint | None":
+        from gemma_alignment.modeling import ranks
+
+        found: Checkpoint | None = self._store.begin()
+        if found is None:
+            ranks.tell(None)
+        else:
+            state = found.state
+            ranks.tell({"iteration": state.iteration, "numbers": state.numbers}, **state.tensors)
+        return found
+
+
+class _Heard:
+    """Checkpoints as another process has them: it begins where the first does, and keeps none."""
+
+    def begin(self) -> "Checkpoint | None":
+        from gemma_alignment.modeling import ranks
+        from gemma_alignment.schemas import TrainingState
+        from gemma_alignment.training.checkpoints import Checkpoint
+
+        told, tensors = ranks.hear()
+        if told is None:
+            return None
+        numbers: Mapping[str, Any] = told["numbers"]
+        own = {**numbers, "budget": {**numbers["budget"], "flops": 0.0}}  # counted once, by the first
+        return Checkpoint(TrainingState(told["iteration"], tensors, own), {})
+
+    def save(self, checkpoint: "Checkpoint", kept: int) -> None: ...
+
+
+class _Nowhere:
+    """A log that nobody reads: the first process writes what there is to say."""
+
+    def append(self, record: Any) -> None: ...
+
+    def position(self) -> Mapping[str, int]:
+        return {}
+
+    def sync(self) -> None: ...
+
+    def rows(self, kind: str) -> list[dict[str, Any]]:
+        return []
+
+    def resume(self, position: Mapping[str, int]) -> None: ...
