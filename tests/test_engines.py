@@ -11,8 +11,9 @@ from gemma_alignment.config import ConfigError
 from gemma_alignment.errors import UserError
 from gemma_alignment.hooks.paths import absolute
 from gemma_alignment.parameters.cluster import ENGINES, ClusterParameters, SlurmParameters
+from gemma_alignment.study import engine as module
 from gemma_alignment.study.command import planned, start
-from gemma_alignment.study.engine import Local, engine
+from gemma_alignment.study.engine import Local, Site, engine
 from gemma_alignment.study.lock import alone
 
 SLURM = SlurmParameters(60, None, None, None, ())
@@ -28,7 +29,7 @@ def test_this_machine_needs_nothing(tmp_path):
     assert engine("local", ClusterParameters(1, 0, None, 0, SLURM), tmp_path) is Local
 
 
-@pytest.mark.parametrize(("name", "package"), [("slurm", "submitit")])
+@pytest.mark.parametrize(("name", "package"), [("slurm", "submitit"), ("ray", "ray")])
 def test_an_engine_that_is_not_installed_starts_nothing(project, monkeypatch, name, package):
     monkeypatch.setitem(sys.modules, package, None)
     bootstrap_project(project.root)
@@ -39,6 +40,29 @@ def test_an_engine_that_is_not_installed_starts_nothing(project, monkeypatch, na
     assert not (project.data / "07_model_output").exists()
     with alone(project.data):  # and the folder is free again
         pass
+
+
+@pytest.mark.parametrize("name", ["local", "slurm"])
+def test_an_address_is_of_ray_alone(tmp_path, name):
+    with pytest.raises(UserError, match=f"give --engine ray with it, not {name}"):
+        engine(name, ClusterParameters(1, 0, None, 0, SLURM), tmp_path, "auto")
+
+
+@pytest.mark.parametrize(("cpus", "gpus"), [(3, 0), (8, 3)])
+def test_fewer_places_than_processes_of_a_run_are_refused(tmp_path, cpus, gpus):
+    with pytest.raises(UserError, match=f"--processes-per-run 4 needs a GPU.*for {gpus} GPUs and {cpus} cores"):
+        engine("slurm", ClusterParameters(cpus, gpus, None, 0, SLURM), tmp_path, processes=4)
+
+
+def test_a_run_of_several_processes_has_as_many_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "default_workers", lambda device: 4)
+    asked = []
+    monkeypatch.setattr(module, "shares", lambda *words: asked.append(words) or [frozenset()] * 9)
+    for processes in (1, 2, 3, 8):
+        local = Local(Site(tmp_path, tmp_path, "cpu", 1, processes))
+        with local:
+            assert list(local.drive([], None, {})) == []
+    assert asked == [(4, 1), (2, 2), (1, 3), (1, 8)]
 
 
 @pytest.mark.parametrize(

@@ -75,14 +75,20 @@ def _keep_traceback(error: Exception) -> Path:
 @functools.wraps(kedro_run.callback)  # type: ignore[arg-type]
 def _run(*args: Any, **kwargs: Any) -> Any:
     from gemma_alignment.hooks.paths import absolute_tree
+    from gemma_alignment.pipelines import several
 
     if (runner := kwargs.get("runner")) not in (None, SEQUENTIAL):
         raise UserError(
             f"--runner={runner}: the records and MLflow runs of the stages follow one another, so nodes do too. Leave "
             "it out; several runs at a time are kedro study --workers"
         )
+    if several.is_another():
+        from gemma_alignment.pipelines.arm_nodes import train_policy
+
+        sys.exit(several.follow(train_policy))
     kwargs["params"] = absolute_tree(kwargs.get("params") or {})
-    return kedro_run.callback(*args, **kwargs)  # type: ignore[misc]
+    with several.first():
+        return kedro_run.callback(*args, **kwargs)  # type: ignore[misc]
 
 
 run = click.Command(
@@ -125,13 +131,16 @@ def _matrix(function: Callable[..., Any]) -> Callable[..., Any]:
 @_matrix
 @click.option("--workers", type=click.IntRange(min=1), help="Runs at a time. Default: one a core; 1 on a GPU.")
 @click.option("--engine", type=click.Choice(ENGINES), default="local", show_default=True, help="Where the runs run.")
+@click.option("--address", metavar="HOST:PORT", help="Head of the Ray cluster; auto: this machine's.")
+@click.option("--processes-per-run", type=click.IntRange(min=1), default=1, help="Processes that train one policy.")
 @click.option("--dry-run", is_flag=True, help="Show the runs and their commands, and run nothing.")
 @click.option("--resume", is_flag=True, help="Finish what is not finished, interrupted runs from their checkpoints.")
 @click.pass_context
 @readable
 def study(
-    context: click.Context, workers: int | None, engine: str, dry_run: bool, resume: bool, **options: Any
-) -> None:
+    context: click.Context, workers: int | None, engine: str, address: str | None, processes_per_run: int,
+    dry_run: bool, resume: bool, **options: Any,
+) -> None:  # fmt: skip
     """Run the matrix methods x seeds, one process a run, under one MLflow run; then evaluate and report.
 
     \b
@@ -140,7 +149,7 @@ def study(
     kedro study --seeds 1-20 --workers 4          more seeds, four runs at a time
     kedro study --sweep grpo.group_size=2,4,8     one setting varied, beside the baseline
     kedro study --resume                          only what is not finished
-    kedro study --engine slurm                    the runs as a job array
+    kedro study --engine slurm                    the runs as a job array; ray: as tasks of a Ray cluster
     kedro study status                            what is done, running, failed, left
     """
     from gemma_alignment.study.command import planned, show, start
@@ -151,7 +160,7 @@ def study(
     if dry_run:
         sys.exit(0 if show(asked, resume) else 1)
     else:
-        sys.exit(start(asked, workers, resume, engine))
+        sys.exit(start(asked, workers, resume, engine, address, processes_per_run))
 
 
 @study.command()

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-ENGINES = ("local", "slurm")
+ENGINES = ("local", "ray", "slurm")
 """Where the runs of a study can be executed."""
 
 

@@ -77,7 +77,10 @@ def planned(
     return Asked(project, replace(plan, variants=variants), parameters, refused)
 
 
-def start(asked: Asked, workers: int | None, resume: bool, engine: str = "local") -> int:
+def start(
+    asked: Asked, workers: int | None, resume: bool, engine: str = "local", address: str | None = None,
+    processes: int = 1,
+) -> int:  # fmt: skip
     """Run it, or what of it is not finished, by an engine; the exit status.
 
     Raises:
@@ -95,8 +98,8 @@ def start(asked: Asked, workers: int | None, resume: bool, engine: str = "local"
         raise UserError(f"The study was not started, for want of: {', '.join(fatal)} (see above)")
     cluster = build(StudyParameters, asked.parameters["study"], "study").cluster
     with alone(asked.data_root):
-        begin = found(engine, cluster, asked.data_root)
-        return run_study(asked.project, asked.plan, workers, console, resume, begin)
+        begin = found(engine, cluster, asked.data_root, address, processes)
+        return run_study(asked.project, asked.plan, workers, console, resume, begin, processes)
 
 
 def show(asked: Asked, resume: bool) -> bool:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, Self
 
+from gemma_alignment.errors import UserError
 from gemma_alignment.parameters.cluster import ClusterParameters
 from gemma_alignment.study.processes import Child, default_workers, drive, may_use_gpu, shares, stop, surroundings
 from gemma_alignment.study.warm import Warm
@@ -40,11 +41,13 @@ class Site:
     device: str
     """``runtime.device``: on a GPU of this machine, runs take turns."""
     threads: int
-    """``runtime.threads``: what a run takes of a machine's cores."""
+    """``runtime.threads`` of each of a run's processes."""
+    processes: int = 1
+    """That train one policy."""
 
 
 class Local:
-    """Processes of this machine: as many at a time as it has cores, one where they share a GPU.
+    """Processes of this machine: as many runs at a time as it has cores for, one where they share a GPU.
 
     Workers that fill this machine, each with its threads, keep to cores of their own.
     """
@@ -64,8 +67,9 @@ class Local:
         self, children: Sequence[Child], workers: int | None, variables: Mapping[str, str]
     ) -> Iterator[Child | None]:
         """Start each as a process."""
-        workers = workers or default_workers(self._site.device)
-        places = shares(workers, self._site.threads)
+        processes = self._site.processes
+        workers = workers or max(1, default_workers(self._site.device) // processes)
+        places = shares(workers, self._site.threads * processes)
 
         def start(child: Child, place: int) -> None:
             child.start(self._site.project, variables, self._warm.start, places[place])
@@ -77,15 +81,30 @@ class Local:
         stop(children)
 
 
-def engine(name: str, settings: ClusterParameters, data_root: Path) -> Callable[[Site], Engine]:
+def engine(
+    name: str, settings: ClusterParameters, data_root: Path, address: str | None = None, processes: int = 1
+) -> Callable[[Site], Engine]:
     """The engine of this name, for whatever site; a cluster is asked whether it would do what is asked.
 
     Raises:
         UserError: before anything runs, for what is missing or would be refused.
     """
-    if name == "local":
-        return Local
-    from gemma_alignment.study.slurm import Slurm, check
+    if address is not None and name != "ray":
+        raise UserError(f"--address is the head of a Ray cluster: give --engine ray with it, not {name}")
+    places = settings.num_gpus or settings.num_cpus
+    if name != "local" and places < processes:
+        raise UserError(
+            f"--processes-per-run {processes} needs a GPU, or without GPUs a core, for each, but a run asks "
+            f"for {settings.num_gpus} GPUs and {settings.num_cpus} cores: see study.cluster"
+        )
+    if name == "ray":
+        from gemma_alignment.study import ray_cluster
 
-    check(settings, data_root)
-    return partial(Slurm, settings=settings)
+        ray_cluster.connect(settings, address, data_root)
+        return partial(ray_cluster.Ray, settings=settings)
+    if name == "slurm":
+        from gemma_alignment.study import slurm
+
+        slurm.check(settings, data_root)
+        return partial(slurm.Slurm, settings=settings)
+    return Local

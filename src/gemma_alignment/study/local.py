@@ -30,11 +30,11 @@ from gemma_alignment.study.summary import summary
 
 def run_study(
     project: Path, plan: Plan, workers: int | None, console: Console, resume: bool = False,
-    engine: Callable[[Site], Engine] = Local,
+    engine: Callable[[Site], Engine] = Local, processes: int = 1,
 ) -> int:  # fmt: skip
     """Run the whole of ``plan``, or with ``resume`` what is not finished; the exit status: 0 when every run finished.
 
-    A run that fails does not stop the others; what finished is evaluated.
+    ``processes`` train each policy. A run that fails does not stop the others; what finished is evaluated.
 
     Raises:
         UserError: before anything runs, for what would be refused later.
@@ -43,12 +43,13 @@ def run_study(
     runtime = opened.parameters["runtime"]
     if engine is Local:  # a machine that only submits may have no GPU: each run looks where it starts
         check_device(opened.parameters)
-    with engine(Site(opened.path, opened.data_root, runtime["device"], int(runtime["threads"]))) as place:
+    site = Site(opened.path, opened.data_root, runtime["device"], int(runtime["threads"]), processes)
+    with engine(site) as place:
         check_judge(opened.parameters, opened.catalog.load(JUDGE))
         stale = opened.left_to_prepare(resume)
         for arm in plan.arms:
             opened.check(opened.going_on(arm) if resume else arm, stale)
-        return _run(_Study(plan, opened, console, resume, place), stale, workers)
+        return _run(_Study(plan, opened, console, resume, place, processes), stale, workers)
 
 
 def _run(study: "_Study", stale: tuple[str, ...], workers: int | None) -> int:
@@ -74,7 +75,9 @@ def _run(study: "_Study", stale: tuple[str, ...], workers: int | None) -> int:
 class _Study:
     """The processes of one study."""
 
-    def __init__(self, plan: Plan, opened: Opened, console: Console, resume: bool, engine: Engine) -> None:
+    def __init__(
+        self, plan: Plan, opened: Opened, console: Console, resume: bool, engine: Engine, processes: int
+    ) -> None:
         self._plan = plan
         self._opened = opened
         self.console = console
@@ -87,7 +90,7 @@ class _Study:
         name = f"study-{datetime.now():%Y%m%d-%H%M%S}"
         earlier = opened.records([plan.preparation, *plan.arms, plan.closing]) if resume else []
         self.parent = ParentRun(opened.path, opened.experiment_id, name, tags, opened.data_root, earlier, resume)
-        self._variables = environment(self.parent.run_id, self.parent.name, self.parent.tracking_uri)
+        self._variables = environment(self.parent.run_id, self.parent.name, self.parent.tracking_uri, processes)
         if not isinstance(engine, Local) and self.parent.tracking_uri.startswith(SCHEME):
             console.print("MLflow's store is a file: runs on several machines need a server, see docs/scaling.md")
         self.children: list[Child] = []

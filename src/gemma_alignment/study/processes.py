@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from gemma_alignment.fingerprints import Record
+from gemma_alignment.pipelines.several import PROCESSES
 from gemma_alignment.study.plan import Run
 
 ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -219,11 +220,12 @@ def surroundings() -> dict[str, str]:
     return {**defaults, **os.environ, **quiet}
 
 
-def environment(parent: str, study: str, tracking_uri: str) -> dict[str, str]:
-    """The same, and a child's place in MLflow."""
+def environment(parent: str, study: str, tracking_uri: str, processes: int = 1) -> dict[str, str]:
+    """The same, a child's place in MLflow, and how many processes train a policy."""
     from gemma_alignment.hooks.tracking import PARENT, STUDY
 
-    return {**surroundings(), "MLFLOW_TRACKING_URI": tracking_uri, PARENT: parent, STUDY: study}
+    own = {"MLFLOW_TRACKING_URI": tracking_uri, PARENT: parent, STUDY: study, PROCESSES: str(processes)}
+    return {**surroundings(), **own}
 
 
 def drive(children: Sequence[Child], workers: int, start: Callable[[Child, int], None]) -> Iterator[Child | None]:

@@ -1,0 +1,195 @@
+"""The engine on a Ray cluster: a run is a task, and Ray gives it a machine, another one where the first is lost."""
+
+import logging
+import signal
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from gemma_alignment.errors import UserError, brief
+from gemma_alignment.fingerprints import Record
+from gemma_alignment.parameters.cluster import ClusterParameters
+from gemma_alignment.study.attempt import Attempt, Outcome
+from gemma_alignment.study.engine import Site
+from gemma_alignment.study.processes import GRACE, TICK, Child, drive, stop
+from gemma_alignment.study.remote import LOST, attempt_of, is_of, missing_extra
+
+AUTO = "auto"
+"""Address of the cluster that this machine belongs to."""
+ANSWER = 10.0
+"""Seconds that the head of a cluster has to take a connection."""
+CARRIED = (
+    "DO_NOT_TRACK", "GEMMA_ALIGNMENT_", "HF_", "KEDRO_", "MALLOC_", "MLFLOW_", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS",
+    "OMP_NUM_THREADS", "OPENAI_", "OPENBLAS_NUM_THREADS", "PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONWARNINGS",
+    "TOKENIZERS_PARALLELISM", "COLUMNS",
+)  # fmt: skip
+"""How the variables begin that a run takes along from the study's machine; all others are those of its own machine."""
+
+
+def perform(attempt: Attempt) -> Outcome:
+    """What a worker is handed."""
+    return attempt()
+
+
+def carried(variables: Mapping[str, str]) -> dict[str, str]:
+    """Those of ``variables`` that mean the same on every machine."""
+    return {name: value for name, value in variables.items() if name.startswith(CARRIED)}
+
+
+def connect(settings: ClusterParameters, address: str | None, data_root: Path) -> None:
+    """Join the cluster at ``address``, without one that of this machine, which is started where there is none.
+
+    Raises:
+        UserError: for one that does not answer, has other versions, or no node with what a run asks for.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise missing_extra("ray", data_root) from error
+    if address is not None and address != AUTO:
+        _check_reachable(address)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(f"--engine ray: no cluster at {address or 'this machine'}: {brief(error)}") from error
+    _check_resources(settings, [node for node in ray.nodes() if node["Alive"]])
+
+
+def _check_reachable(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UserError(f"--address {address}: expected HOST:PORT of the cluster's head, or {AUTO}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"--address {address} does not answer ({error}). `ray start --head` on that machine prints its address."
+        ) from error
+
+
+def _check_resources(settings: ClusterParameters, nodes: Sequence[Mapping[str, Any]]) -> None:
+    """Ray itself would let the runs wait for ever."""
+    asked = resources(settings)
+    for node in nodes:
+        if all(node["Resources"].get(name, 0) >= amount for name, amount in asked.items()):
+            return
+    has = "; ".join(
+        ", ".join(f"{node['Resources'].get(name, 0):g} {name}" for name in asked) for node in nodes
+    )
+    wants = ", ".join(f"{amount:g} {name}" for name, amount in asked.items())
+    raise UserError(f"a run asks for {wants} (study.cluster), and no node of the Ray cluster has that; there is: {has}")
+
+
+def resources(settings: ClusterParameters) -> dict[str, float]:
+    """What a run asks for, in Ray's names; memory in bytes."""
+    memory = {} if settings.memory_gb is None else {"memory": settings.memory_gb * 2**30}
+    return {"CPU": settings.num_cpus, "GPU": settings.num_gpus, **memory}
+
+
+@dataclass
+class Task:
+    """One task, as the process of a child."""
+
+    attempt: Attempt
+    reference: Any
+    """Of Ray, to its outcome."""
+    log: tuple[int, int] | None
+    """What was known of the log when it was handed over: the first thing that an attempt does is to touch it."""
+    _outcome: Outcome | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether no worker has begun it."""
+        return self.log == trace(self.attempt.log)
+
+    @property
+    def word(self) -> str | None:
+        """What it, or Ray, said of its end."""
+        return None if self._outcome is None else self._outcome.word
+
+    def poll(self) -> int | None:
+        """Its exit status: that of the run."""
+        import ray
+
+        if self._outcome is None and ray.wait([self.reference], timeout=0)[0]:
+            try:
+                self._outcome = Outcome(*ray.get(self.reference))
+            except ray.exceptions.RayError as error:
+                self._outcome = Outcome(LOST, f"Ray: {brief(error)}")
+        return None if self._outcome is None else self._outcome.code
+
+    def wait(self) -> int:
+        """Its exit status; a cluster that does not say in half a minute that it is over is not waited for."""
+        deadline = time.monotonic() + GRACE
+        while (code := self.poll()) is None and time.monotonic() < deadline:
+            time.sleep(TICK)
+        if code is None:
+            self._outcome = Outcome(LOST, "the task may still run: Ray did not end it")
+        return LOST if code is None else code
+
+    def signal(self, number: signal.Signals) -> None:
+        """Let Ray interrupt it; SIGKILL ends its worker, and with that the run."""
+        import ray
+
+        if self.poll() is None:
+            ray.cancel(self.reference, force=number == signal.SIGKILL)
+
+    def wrote(self, record: Record) -> bool:
+        """Whether the record came after the task was handed over."""
+        return is_of(self.attempt, record)
+
+
+def trace(log: Path) -> tuple[int, int] | None:
+    """Size and time of a log, None where there is none."""
+    try:
+        found = log.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+@dataclass(frozen=True)
+class Ray:
+    """Tasks of one cluster: Ray places them, ``workers`` at most at a time, without it as many as have a place."""
+
+    site: Site
+    settings: ClusterParameters
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the cluster: what still ran would end with it."""
+        import ray
+
+        ray.shutdown()
+
+    def drive(
+        self, children: Sequence[Child], workers: int | None, variables: Mapping[str, str]
+    ) -> Iterator[Child | None]:
+        """Hand over each as a task."""
+
+        def start(child: Child, place: int) -> None:
+            self._submit(child, carried(variables))
+
+        return drive(children, workers or max(1, len(children)), start)
+
+    def stop(self, children: Sequence[Child]) -> None:
+        """Cancel the tasks."""
+        stop(children)
+
+    def _submit(self, child: Child, variables: Mapping[str, str]) -> None:
+        import ray
+
+        attempt = attempt_of(child, self.site, variables)
+        asked = resources(self.settings)
+        memory = {"memory": int(asked["memory"])} if "memory" in asked else {}
+        task = ray.remote(perform).options(
+            num_cpus=asked["CPU"], num_gpus=asked["GPU"], **memory, max_retries=self.settings.retries,
+            retry_exceptions=False, scheduling_strategy="SPREAD", name=child.run.label,
+        )  # fmt: skip
+        log = trace(attempt.log)
+        child.process = Task(attempt, task.remote(attempt), log)

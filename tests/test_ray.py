@@ -1,0 +1,175 @@
+"""``kedro study --engine ray``: what is refused, and a real cluster of three nodes that loses one."""
+
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from gemma_alignment.errors import UserError
+from gemma_alignment.parameters.cluster import ClusterParameters, SlurmParameters
+from gemma_alignment.study.ray_cluster import Task, carried, connect, trace
+
+SLURM = SlurmParameters(60, None, None, None, ())
+SETTINGS = ClusterParameters(1, 0, None, 3, SLURM)
+
+
+def fake_ray(**more):
+    exceptions = SimpleNamespace(RayError=RuntimeError)
+    return SimpleNamespace(init=lambda **words: None, nodes=lambda: [], exceptions=exceptions, **more)
+
+
+def test_without_the_extra_the_error_names_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 'gemma_alignment\[ray\]'"):
+        connect(SETTINGS, None, tmp_path)
+
+
+@pytest.mark.parametrize("address", ["here", "here:there", ":6379", "ray://head:10001/x"])
+def test_an_address_that_is_none_is_refused(monkeypatch, tmp_path, address):
+    monkeypatch.setitem(sys.modules, "ray", fake_ray())
+    with pytest.raises(UserError, match=f"--address {address}: expected HOST:PORT of the cluster's head, or auto"):
+        connect(SETTINGS, address, tmp_path)
+
+
+def test_an_unreachable_address_is_one_message_at_once(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "ray", fake_ray())
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        port = unheard.getsockname()[1]
+        with pytest.raises(UserError, match=rf"--address 127\.0\.0\.1:{port} does not answer \(.*refused\)"):
+            connect(SETTINGS, f"127.0.0.1:{port}", tmp_path)
+
+
+def test_what_ray_refuses_is_one_message(monkeypatch, tmp_path):
+    def init(**words):
+        raise RuntimeError("Version mismatch: the cluster was started with Ray 1.0\nand more")
+
+    ray = fake_ray()
+    ray.init = init
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with pytest.raises(UserError, match=r"--engine ray: no cluster at auto: .*Version mismatch: the cluster"):
+        connect(SETTINGS, "auto", tmp_path)
+
+
+def node(**has):
+    return {"Alive": True, "Resources": {name: float(amount) for name, amount in has.items()}}
+
+
+def test_more_than_any_node_has_is_refused(monkeypatch, tmp_path):
+    ray = fake_ray()
+    ray.nodes = lambda: [node(CPU=8, memory=2**30), node(CPU=2, GPU=1), {"Alive": False, "Resources": {"GPU": 8.0}}]
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with pytest.raises(UserError, match=r"a run asks for 4 CPU, 1 GPU .* there is: 8 CPU, 0 GPU; 2 CPU, 1 GPU$"):
+        connect(ClusterParameters(4, 1, None, 3, SLURM), "auto", tmp_path)
+    with pytest.raises(UserError, match=r"4 CPU, 0 GPU, 2\.14748e"):
+        connect(ClusterParameters(4, 0, 2.0, 3, SLURM), "auto", tmp_path)
+    assert connect(ClusterParameters(2, 1, None, 3, SLURM), "auto", tmp_path) is None
+
+
+def test_a_run_takes_along_what_means_the_same_everywhere():
+    variables = {"PATH": "/x", "HOME": "/y", "CUDA_VISIBLE_DEVICES": "3", "MLFLOW_TRACKING_URI": "u", "HF_TOKEN": "t"}
+    assert carried({**variables, "OMP_NUM_THREADS": "1"}) == {
+        "MLFLOW_TRACKING_URI": "u", "HF_TOKEN": "t", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def task(monkeypatch, tmp_path):
+    """A task whose reference says what Ray does with it: None: not over; an error: raised; else its outcome."""
+    said = []
+    ray = fake_ray(wait=lambda references, timeout: (references if references[0].is_over else [], []))
+
+    def get(reference):
+        if isinstance(reference.outcome, Exception):
+            raise reference.outcome
+        return reference.outcome
+
+    ray.get, ray.cancel = get, lambda reference, force: said.append(force)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    reference = SimpleNamespace(is_over=False, outcome=None)
+    log = tmp_path / "run.log"
+    return Task(SimpleNamespace(log=log, before=()), reference, trace(log)), reference, said
+
+
+def test_a_task_waits_until_a_worker_touched_its_log(task):
+    one, reference, _ = task
+    assert one.is_waiting and one.poll() is None
+    one.attempt.log.touch()
+    assert not one.is_waiting and one.poll() is None
+    reference.is_over, reference.outcome = True, (3, None)
+    assert (one.poll(), one.wait(), one.word) == (3, 3, None)
+
+
+def test_a_task_that_ray_gave_up_says_why(task):
+    one, reference, said = task
+    one.signal(signal.SIGTERM)
+    one.signal(signal.SIGKILL)
+    assert said == [False, True]
+    reference.is_over, reference.outcome = True, RuntimeError("the node died too often")
+    assert one.poll() == 1 and "the node died too often" in one.word
+    one.signal(signal.SIGKILL)
+    assert said == [False, True]
+
+
+@pytest.fixture
+def nodes(monkeypatch):
+    """A head without a place for runs and two nodes of one core each; what the study's runs see is set before."""
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    from ray.cluster_utils import Cluster
+
+    patient = {"RAY_raylet_start_wait_time_s": "400", "RAY_enable_worker_prestart": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    for name, value in {"SMALL_HANG": "grpo:1", "SMALL_HANG_S": "900", **patient}.items():
+        monkeypatch.setenv(name, value)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    workers = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    yield SimpleNamespace(cluster=cluster, workers=workers, address=cluster.address)
+    cluster.shutdown()
+
+
+def bytes_of(project):
+    names = ("history.jsonl", "responses.jsonl", "samples.jsonl")
+    return {
+        f"{method}/{name}": (project.data / f"07_model_output/{method}/seed=1/{name}").read_bytes()
+        for method in ("ppo", "grpo")
+        for name in names
+    }
+
+
+def parent(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@pytest.mark.cli
+@pytest.mark.pipeline
+@pytest.mark.slow
+def test_a_study_that_loses_a_node_leaves_what_a_study_here_does(project, nodes, monkeypatch):
+    project.run("data_processing", "sft", "reward_model")
+    words = ("--env=test", "--seeds=1", "--engine=ray", f"--address={nodes.address}")
+    process = project.start("kedro", "study", *words)
+    history = project.data / "07_model_output/grpo/seed=1/history.jsonl"
+    deadline = time.monotonic() + 900
+    while not (history.exists() and history.read_text().count("\n") == 2):
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate(timeout=60)
+        time.sleep(0.5)
+    first = project.record("grpo/seed=1")
+    raylet = parent(parent(first.pid))
+    (lost,) = [one for one in nodes.workers if one.all_processes["raylet"][0].process.pid == raylet]
+    nodes.cluster.remove_node(lost, allow_graceful=False)
+    said, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, said
+    assert "finished: 3 processes done, 0 failed" in said and "MLflow's store is a file" in said
+    record = project.record("grpo/seed=1")
+    assert (record.status, record.mlflow_run_id) == ("finished", first.mlflow_run_id)
+    assert record.pid != first.pid
+    assert set(project.states().values()) == {"FINISHED"}
+    points = project.client.get_metric_history(record.mlflow_run_id, "reward/score_mean")
+    assert [point.step for point in points] == [0, 1, 2, 3]  # none was made or sent twice
+    on_ray = bytes_of(project)
+    monkeypatch.delenv("SMALL_HANG")
+    for method in ("ppo", "grpo"):
+        project.run(method, seed=1, overwrite=True)
+    assert bytes_of(project) == on_ray
