@@ -103,6 +103,21 @@ def test_causes_that_go_round_in_a_circle_come_once_each():
     scrub_error(first)
 
 
+def test_a_store_that_is_gone_when_the_process_ends_costs_a_warning(monkeypatch, caplog):
+    """After Kedro is through nobody would catch an error: its traceback would be the last that a user sees."""
+    import mlflow
+
+    def gone(*_args):
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(mlflow, "active_run", lambda: SimpleNamespace(info=SimpleNamespace(run_id="a")))
+    monkeypatch.setattr(mlflow, "end_run", gone)
+    tracking = Tracking.__new__(Tracking)
+    with caplog.at_level("WARNING"):
+        tracking.abandon("FAILED")
+    assert tracking.lost and "MLflow does not answer (refused)" in caplog.text
+
+
 PLACES = ["the last points of a run", "a look at the store", "the end of a stage", "the end of a study"]
 
 

@@ -170,9 +170,12 @@ class Tracking:
         """End what is still open when the process ends without Kedro having said how."""
         import mlflow
 
-        while (active := mlflow.active_run()) is not None:
-            self._park(active.info.run_id)
-            self.client.set_terminated(active.info.run_id, status)
+        try:
+            while (active := mlflow.active_run()) is not None:
+                self._park(active.info.run_id)
+                self.client.set_terminated(active.info.run_id, status)
+        except Exception as error:
+            self.lose(error)
 
     def _run_of(self, work: Work, parent: str | None) -> str:
         """The run of a stage: that of the attempt which it goes on with, where the store has it, else a new one."""
