@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import shutil
 
 import pytest
@@ -187,8 +188,10 @@ def test_a_study_that_the_store_has_lost_is_a_new_one(half):
 def test_a_study_that_was_shot_before_it_wrote_anything_is_gone_on_with_or_ended(half):
     experiment = Opened.open(half.root, plan()).experiment_id
 
+    numbers = itertools.count()
+
     def parent(folder=half.data, resume=False):
-        return ParentRun(half.root, experiment, "study-y", {}, folder, (), resume).run_id
+        return ParentRun(half.root, experiment, f"study-{next(numbers)}", {}, folder, (), resume).run_id
 
     def status(run_id):
         return half.client.get_run(run_id).info.status
@@ -206,6 +209,17 @@ def test_a_study_that_was_shot_before_it_wrote_anything_is_gone_on_with_or_ended
     assert following not in (shot, elsewhere)
     assert [status(one) for one in (shot, under, elsewhere, following)] == ["KILLED", "KILLED", "RUNNING", "RUNNING"]
     assert status(outlives) == "RUNNING"
+
+
+def test_a_second_study_of_one_name_is_refused_and_the_first_is_as_it_was(half):
+    """Of another folder, as from another machine in the same second."""
+    experiment = Opened.open(half.root, plan()).experiment_id
+    first = ParentRun(half.root, experiment, "study-y", {}, half.root)
+    before = half.states()
+    with pytest.raises(UserError, match=rf"A study named study-y is there already, in .*{half.root.name}: start this"):
+        ParentRun(half.root, experiment, "study-y", {}, half.data)
+    assert half.states() == before
+    assert half.client.get_run(first.run_id).info.status == "RUNNING"
 
 
 @pytest.mark.cli

@@ -9,7 +9,7 @@ from typing import Any
 
 from gemma_alignment.datasets.metric_writer import synchronize
 from gemma_alignment.datasets.run_log import RunLog
-from gemma_alignment.errors import brief, let_through
+from gemma_alignment.errors import UserError, brief, let_through
 from gemma_alignment.fingerprints import RECORD, Record, Status
 from gemma_alignment.hooks.abandoned import MLFLOW_STATUS
 from gemma_alignment.hooks.provenance import command, git_commit
@@ -47,6 +47,8 @@ class ParentRun:
         folder = f"{socket.gethostname()}:{data_root.resolve()}"
         left = self._left_in(folder)
         run = self._study_of(earlier) or (left[0] if resume and left else None)
+        if run is None:
+            self._refuse_namesake(name)
         for one in left:
             if run is None or one.info.run_id != run.info.run_id:
                 self._end(one.info.run_id, "KILLED", _living(data_root))
@@ -68,6 +70,17 @@ class ParentRun:
         self.run_id: str = run.info.run_id
         with self._patient():
             share(self._client, experiment_id, self.name)
+
+    def _refuse_namesake(self, name: str) -> None:
+        """Names say the second; two machines with one server may begin in the same, and their runs would be one view's.
+
+        Raises:
+            UserError: when the experiment has a study of this name.
+        """
+        query = f"tags.stage = 'study' and attributes.run_name = '{name}'"
+        for run in self._client.search_runs([self._experiment], query, max_results=1):
+            where = run.data.tags.get(FOLDER, "another folder")
+            raise UserError(f"A study named {name} is there already, in {where}: start this one again in a second")
 
     def adopt(self, run_id: str | None) -> None:
         """Let a finished run that this study reuses say so: the view of the study's arms finds it by its tag."""
