@@ -113,7 +113,7 @@ def test_a_mark_of_utf_8_in_front_of_a_file_costs_no_row(tmp_path) -> None:
     path.write_bytes(b"\xef\xbb\xbf" + changed() + b"\n" + changed(prompt_id="other"))
     settings = {**PREFERENCES, "source": "jsonl", "path": str(path)}
     collected = nodes.collect_preferences(PreferenceSource(), settings, {}, 42)
-    assert collected == [changed(), changed(prompt_id="other")]
+    assert list(collected) == [changed(), changed(prompt_id="other")]
 
 
 def test_too_few_rows_are_said_of_which_file_why_and_where_the_first_of_each_kind_is() -> None:
@@ -180,13 +180,13 @@ def rows_with_repeats() -> list[dict]:
 def test_the_split_is_by_prompt_and_complete() -> None:
     rows = rows_with_repeats()
     train, test, prompts_train, prompts_eval, sizes = nodes.split_preferences(rows, PREFERENCES, 42)
-    assert Counter(json.dumps(r) for r in train + test) == Counter(json.dumps(r) for r in rows)
+    assert Counter(json.dumps(r) for r in (*train, *test)) == Counter(json.dumps(r) for r in rows)
     assert not {r["prompt_id"] for r in train} & {r["prompt_id"] for r in test}
     assert {r["prompt_id"] for r in train} == {p["prompt_id"] for p in prompts_train}
     assert len(prompts_eval) == len({p["prompt_id"] for p in prompts_eval})
     assert sizes == {"data/train_pairs": len(train), "data/eval_pairs": len(test)}
     assert 0.1 < len(test) / len(rows) < 0.3
-    assert nodes.split_preferences(rows, PREFERENCES, 43)[1] != test
+    assert list(nodes.split_preferences(rows, PREFERENCES, 43)[1]) != list(test)
 
 
 def test_an_unseen_source_is_held_out_whole_and_so_is_each_prompt_that_has_a_row_of_it(caplog) -> None:

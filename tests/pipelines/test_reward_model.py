@@ -15,7 +15,7 @@ from gemma_alignment.modeling.sequences import sequences
 from gemma_alignment.parameters.training import RewardModelParameters
 from gemma_alignment.pipelines.data_processing.nodes import to_genrm_record
 from gemma_alignment.pipelines.reward_model import create_pipeline
-from gemma_alignment.pipelines.reward_model.nodes import score_held_out
+from gemma_alignment.pipelines.reward_model.nodes import _pairs, _told_apart, score_held_out
 from gemma_alignment.rollout import sampling
 from gemma_alignment.training import preference
 from gemma_alignment.world.gold import gold_score
@@ -56,6 +56,10 @@ def pairs():
     return [*made, row("Name two birds.", "one", "two", 5.0, 5.0)]
 
 
+def reward_pairs():
+    return _pairs(toy.chat(), _told_apart(pairs(), True))
+
+
 def scored(trained, section, source="embedded", rows=None):
     base, reward, _ = trained
     given = rows or pairs()
@@ -84,11 +88,23 @@ def test_outputs_are_those_of_the_model_one_answer_at_a_time(trained, section):
 
 def test_the_accuracy_of_the_rows_is_the_one_that_training_logs(trained, section):
     rows = scored(trained, section)
-    from gemma_alignment.pipelines.reward_model.nodes import _pairs, _told_apart
-
-    held_out = list(_pairs(toy.chat(), _told_apart(pairs(), True)))
-    margins = preference.margins(trained[2], held_out, toy.chat().pad_id, 4)
+    margins = preference.margins(trained[2], reward_pairs(), toy.chat().pad_id, 4)
     assert [one["output_chosen"] - one["output_rejected"] for one in rows] == pytest.approx(margins, abs=1e-4)
+
+
+def test_held_out_pairs_are_read_a_few_at_a_time_and_nothing_else_changes(trained, section, monkeypatch):
+    whole, held_out = list(scored(trained, section)), reward_pairs()
+    margins = preference.margins(trained[2], held_out, toy.chat().pad_id, 4)
+    monkeypatch.setattr(preference, "AT_A_TIME", 2)
+    sizes, real = [], preference.by_length
+    counted = lambda prompts, *more: sizes.append(len(prompts)) or real(prompts, *more)  # noqa: E731
+    monkeypatch.setattr(preference, "by_length", counted)
+    assert preference.margins(trained[2], held_out, toy.chat().pad_id, 4) == pytest.approx(margins, abs=1e-5)
+    assert sizes == [2] * (len(held_out) // 2) + [1] * (len(held_out) % 2)
+    for found, expected in zip(scored(trained, section), whole, strict=True):
+        outputs = {key: value for key, value in expected.items() if key.startswith("output_")}
+        assert {key: found[key] for key in outputs} == pytest.approx(outputs, abs=2e-5)
+        assert {**found, **outputs} == expected
 
 
 def test_without_a_known_world_there_is_no_gold_and_equal_scores_can_stay(trained, section):
@@ -96,7 +112,7 @@ def test_without_a_known_world_there_is_no_gold_and_equal_scores_can_stay(traine
     assert len(rows) == len(pairs())
     assert {one[f"gold_{side}"] for one in rows for side in ("chosen", "rejected")} == {None}
     assert {one[f"genrm_{side}"] for one in rows for side in ("chosen", "rejected")} == {None}
-    json.dumps(rows, allow_nan=False)
+    json.dumps(list(rows), allow_nan=False)
 
 
 def test_the_sft_model_is_asked_as_it_was_trained_and_its_score_is_read(trained, section, monkeypatch):

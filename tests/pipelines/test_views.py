@@ -1,13 +1,19 @@
 """Rows are read when a step asks for them: however many there are, their places alone are held."""
 
 import json
+import random
 import tracemalloc
 from types import SimpleNamespace
 
 import pytest
 import torch
+import toy
 
-from gemma_alignment.datasets.json_lines import JSONLinesFile
+from gemma_alignment.datasets.json_lines import JSONLinesDataset, JSONLinesFile
+from gemma_alignment.datasets.preference_source import PreferenceSource
+from gemma_alignment.pipelines.data_processing import nodes as data
+from gemma_alignment.pipelines.data_processing.lines import Lines
+from gemma_alignment.pipelines.data_processing.seen import Seen
 from gemma_alignment.pipelines.reward_model import nodes as reward_model
 from gemma_alignment.pipelines.sft import nodes as sft
 from gemma_alignment.pipelines.views import View
@@ -96,3 +102,53 @@ def test_what_an_epoch_of_many_rows_holds_does_not_grow_with_their_texts(tmp_pat
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert held < 4e6
+
+
+def test_data_processing_holds_places_of_rows_and_no_texts(tmp_path):
+    """3,000 rows of 24 kB are 72 MB; parsed, split and written they never are more than 6 MB at once."""
+    path = tmp_path / "rows.jsonl"
+    with path.open("w") as file:
+        for i, row in enumerate(generate_rows(3000, 0.8, 0.7, 0.25, 1)):
+            file.write(json.dumps({**row, "padding": f"{i}" + "y" * 24_000}) + "\n")
+    settings = {
+        "source": "jsonl", "path": str(path), "repository": None, "revision": None, "split": "train_prefs",
+        "sample_size": 60, "eval_fraction": 0.2, "min_rows": 5, "score_range": [0, 10], "max_prompt_tokens": 96,
+        "max_response_tokens": 60, "max_line_bytes": 100000, "unseen_sources": [],
+    }  # fmt: skip
+    tokenizer = toy.chat().tokenizer
+    some = [{"line": i, "row": row} for i, row in enumerate(generate_rows(9, 0.8, 0.7, 0.0, 2))]
+    data.limit_lengths(some, [], tokenizer, {**settings, "max_response_tokens": 500})  # what is imported is no row
+    tracemalloc.start()
+    collected = data.collect_preferences(PreferenceSource(), settings, {}, 42)
+    kept, rejected = data.validate_rows(collected, settings)
+    good, bad, counts = data.limit_lengths(kept, rejected, tokenizer, settings)
+    for number, rows in enumerate((*data.split_preferences(good, settings, 42)[:4], collected, bad)):
+        JSONLinesDataset(str(tmp_path / f"{number}.jsonl")).save(rows)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 6e6
+    assert counts["data/rows_kept"] + counts["data/rows_rejected"] == 3000
+    assert counts["data/rows_rejected"] > 300, "many are rejected, and they are held no more than the others"
+    assert [item["line"] for item in bad] == sorted(item["line"] for item in bad)
+
+
+def test_what_was_seen_first_is_kept_and_a_dict_says_the_same():
+    chance = random.Random(1)
+    seen, last, plain, latest = Seen(), Seen(), {}, {}
+    for i in range(2000):
+        key = f"k\ud800{chance.randrange(300)}"
+        assert seen.get(key) == plain.get(key)
+        assert seen.first(key, i) == plain.setdefault(key, i)
+        last.last(key, i)
+        latest[key] = i
+    assert len(seen) == len(plain) == len(last)
+    assert all(last.get(key) == value for key, value in latest.items())
+    assert seen.get(b"never") is None
+
+
+def test_lines_are_those_given_empty_ones_and_all():
+    given = [b"a", b"", b"\n\xff", b"last"]
+    lines = Lines(given)
+    assert list(lines) == given and lines[-1] == b"last" and lines[1:3] == given[1:3]
+    with pytest.raises(IndexError):
+        lines[4]

@@ -15,6 +15,8 @@ from gemma_alignment.training.seeding import shuffled
 
 Pair = tuple[list[int], list[int], list[int]]
 """Token ids of a prompt, its chosen and its rejected response."""
+AT_A_TIME = 512
+"""Held-out pairs whose tokens are held at once."""
 
 
 def pair_scores(model: Any, pairs: Sequence[Pair], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,14 +70,20 @@ def _accumulate(model: Any, pairs: Sequence[Pair], ids: Sequence[str], size: int
 def margins(model: Any, pairs: Sequence[Pair], pad_id: int, size: int, ids: Sequence[str] = ()) -> list[float]:
     """Score of the chosen minus score of the rejected response, pair by pair, in order; ``ids`` name them in an error.
 
+    Pairs are read ``AT_A_TIME``, those of like length in one pass.
+
     Raises:
         UserError: when a margin is not finite: it would count as a pair that is judged wrongly.
     """
-    found = [0.0] * len(pairs)
-    for part in by_length([p + c for p, c, _ in pairs], [r for _, _, r in pairs], size):
-        with model.role("reward"):
-            better, worse = pair_scores(model, [pairs[i] for i in part], pad_id)
-        for i, value in zip(part, (better - worse).tolist(), strict=True):
-            found[i] = value
+    found: list[float] = []
+    for start in range(0, len(pairs), AT_A_TIME):
+        some = list(pairs[start : start + AT_A_TIME])
+        here = [0.0] * len(some)
+        for part in by_length([p + c for p, c, _ in some], [r for _, _, r in some], size):
+            with model.role("reward"):
+                better, worse = pair_scores(model, [some[i] for i in part], pad_id)
+            for i, value in zip(part, (better - worse).tolist(), strict=True):
+                here[i] = value
+        found += here
     check_measured({"margin": torch.tensor(found)}, ids, "Reward model, held-out pairs")
     return found

@@ -4,7 +4,9 @@ import hashlib
 import logging
 import random
 import re
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from sys import intern
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -17,9 +19,11 @@ from gemma_alignment.parameters.data import (
     TokenizerParameters,
     WorldParameters,
 )
-from gemma_alignment.pipelines.data_processing.lines import json_line
-from gemma_alignment.pipelines.data_processing.rows import check_rows, text_of
+from gemma_alignment.pipelines.data_processing.lines import Lines, json_line
+from gemma_alignment.pipelines.data_processing.rows import in_order, prompts_of, sort_lines, text_of
 from gemma_alignment.pipelines.data_processing.said import counts_of, log_counts, too_few
+from gemma_alignment.pipelines.data_processing.seen import Seen
+from gemma_alignment.pipelines.views import View
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +34,10 @@ SCORE = re.compile(r"Score:\s*([0-9]+(?:\.[0-9]+)?)/10")
 
 def collect_preferences(
     source: Any, preferences: dict[str, Any], world: dict[str, Any], prepare_seed: int
-) -> list[bytes]:
+) -> Lines:
     """The rows as they come, a line each: generated, from the user's file with its blank lines, or from the hub."""
     found = _rows(source, preferences, world, prepare_seed)
-    return [row if isinstance(row, bytes) else json_line(row) for row in found]
+    return Lines(row if isinstance(row, bytes) else json_line(row) for row in found)
 
 
 def _rows(source: Any, preferences: dict[str, Any], world: dict[str, Any], prepare_seed: int) -> Iterable[Any]:
@@ -47,14 +51,14 @@ def _rows(source: Any, preferences: dict[str, Any], world: dict[str, Any], prepa
     return source.rows(settings, prepare_seed)
 
 
-def validate_rows(collected_rows: Sequence[bytes], preferences: dict[str, Any]) -> tuple[list[Row], list[Row]]:
+def validate_rows(collected_rows: Sequence[bytes], preferences: dict[str, Any]) -> tuple[View[Row], View[Row]]:
     """Sort every line into kept and rejected, each rejection with line number and reason."""
     settings = build(PreferencesParameters, preferences, "preferences")
-    return check_rows(enumerate(collected_rows, 1), settings.max_line_bytes, *settings.score_range)
+    return sort_lines(collected_rows, settings.max_line_bytes, *settings.score_range)
 
 
 def train_tokenizer(
-    kept: list[Row], tokenizer: dict[str, Any], modeling: dict[str, Any], preferences: dict[str, Any], prepare_seed: int
+    kept: Rows, tokenizer: dict[str, Any], modeling: dict[str, Any], preferences: dict[str, Any], prepare_seed: int
 ) -> Any:
     """A byte-level BPE tokenizer on the kept rows and their chat markup, or the pinned one of a hub model."""
     settings = build(TokenizerParameters, tokenizer, "tokenizer")
@@ -99,8 +103,8 @@ def _hub_tokenizer(modeling: dict[str, Any]) -> Any:
 
 
 def limit_lengths(
-    kept: list[Row], rejected: list[Row], tokenizer: Any, preferences: dict[str, Any]
-) -> tuple[list[Row], list[Row], dict[str, int]]:
+    kept: Rows, rejected: Rows, tokenizer: Any, preferences: dict[str, Any]
+) -> tuple[View[Row], View[Row], dict[str, int]]:
     """Leave out rows with an over-long prompt or answer; nothing is ever cut.
 
     Returns: rows kept, rows rejected, and the counts of both and of what else is odd in them.
@@ -114,20 +118,16 @@ def limit_lengths(
     with TemporaryDirectory() as folder:  # as every later stage reads it
         tokenizer.save_pretrained(folder)
         chat = load_chat(folder)
-    good, bad = [], list(rejected)
-    for item in kept:
-        row = item["row"]
-        prompt = len(chat.encode_prompt(row["prompt"]))
-        answer = max(len(chat.encode_response(row[name][-1]["content"])) for name in ("chosen", "rejected"))
-        if prompt > settings.max_prompt_tokens:
-            reason = f"prompt of {prompt} tokens is longer than max_prompt_tokens {settings.max_prompt_tokens}"
-        elif answer > settings.max_response_tokens:
-            reason = f"answer of {answer} tokens is longer than max_response_tokens {settings.max_response_tokens}"
+    short, long, reasons = array("q"), array("q"), []
+    for i, item in enumerate(kept):
+        reason = _too_long(chat, item["row"], settings)
+        if reason is None:
+            short.append(i)
         else:
-            good.append(row)
-            continue
-        bad.append({"line": item["line"], "reason": reason, "row": row})
-    bad.sort(key=lambda item: item["line"])
+            long.append(i)
+            reasons.append(intern(reason))
+    good = View(kept, lambda item: item["row"], short)
+    bad = in_order(rejected, View(range(len(long)), lambda i: {"reason": reasons[i], **kept[long[i]]}))
     if len(good) < settings.min_rows:
         origin = settings.path if settings.source == "jsonl" else f"the source {settings.source}"
         raise UserError(too_few(good, bad, str(origin), settings.min_rows))
@@ -136,14 +136,24 @@ def limit_lengths(
     return good, bad, counts
 
 
+def _too_long(chat: Any, row: Mapping[str, Any], settings: PreferencesParameters) -> str | None:
+    prompt = len(chat.encode_prompt(row["prompt"]))
+    if prompt > settings.max_prompt_tokens:
+        return f"prompt of {prompt} tokens is longer than max_prompt_tokens {settings.max_prompt_tokens}"
+    answer = max(len(chat.encode_response(row[name][-1]["content"])) for name in ("chosen", "rejected"))
+    if answer > settings.max_response_tokens:
+        return f"answer of {answer} tokens is longer than max_response_tokens {settings.max_response_tokens}"
+    return None
+
+
 def _held_out(prompt_id: str, fraction: float, seed: int) -> bool:
     digest = hashlib.sha256(f"{seed}/{prompt_id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
 def split_preferences(
-    rows: list[Row], preferences: dict[str, Any], prepare_seed: int
-) -> tuple[list[Row], list[Row], list[Row], list[Row], dict[str, int]]:
+    rows: Rows, preferences: dict[str, Any], prepare_seed: int
+) -> tuple[View[Row], View[Row], View[Row], View[Row], dict[str, int]]:
     """Train and held-out pairs, split by prompt, the distinct prompts of each, and how many pairs they are.
 
     Held out are the prompts of ``unseen_sources``, all of them, and by a hash a part of the others. A text that
@@ -154,51 +164,46 @@ def split_preferences(
     """
     settings = build(PreferencesParameters, preferences, "preferences")
     unseen = _unseen(rows, settings.unseen_sources)
-    first: dict[str, str] = {}
-    held_out = []
-    for row in rows:
-        key = first.setdefault(text_of(row), row["prompt_id"])
-        held_out.append(text_of(row) in unseen or _held_out(key, settings.eval_fraction, prepare_seed))
-    train = [row for row, out in zip(rows, held_out, strict=True) if not out]
-    test = [row for row, out in zip(rows, held_out, strict=True) if out]
+    first: Seen[str] = Seen()
+    kept, held_out = array("q"), array("q")
+    for i, row in enumerate(rows):
+        key = first.first(text_of(row), row["prompt_id"])
+        out = unseen.get(text_of(row)) is not None or _held_out(key, settings.eval_fraction, prepare_seed)
+        (held_out if out else kept).append(i)
+    train, test = View(rows, dict, kept), View(rows, dict, held_out)
     if not train or not test:
         raise UserError(
             f"The split leaves {len(train)} training and {len(test)} held-out pairs of {len(rows)}. "
             "Give more rows, another preferences.eval_fraction, or fewer preferences.unseen_sources."
         )
     sizes = {"data/train_pairs": len(train), "data/eval_pairs": len(test)}
-    return train, test, _prompts(train, {}), _prompts(test, unseen), sizes
+    return train, test, prompts_of(train, Seen()), prompts_of(test, unseen), sizes
 
 
-def _unseen(rows: list[Row], sources: Sequence[str]) -> dict[str, str]:
+def _unseen(rows: Rows, sources: Sequence[str]) -> Seen[str]:
     """The texts of the prompts with a row of one of ``sources``, and which; one that no row names is said.
 
     Where no row names any source, ``sources`` were not meant for these rows.
     """
-    there = {row["source"] for row in rows if row.get("source") is not None}
+    found: Seen[str] = Seen()
+    there = set()
+    for row in rows:
+        if (source := row.get("source")) is None:
+            continue
+        there.add(source)
+        if source in sources:
+            found.first(text_of(row), source)
     for source in sources:
         if there and source not in there:
             logger.info("No row is of the source %r, which preferences.unseen_sources holds out whole.", source)
-    return {text_of(row): row["source"] for row in reversed(rows) if row.get("source") in sources}
+    return found
 
 
 def write_down(
-    collected_rows: list[bytes], dropped_rows: list[Row], counts: dict[str, int], sizes: dict[str, int],
-    trained_tokenizer: Any,
-) -> tuple[list[bytes], list[Row], dict[str, int], Any]:  # fmt: skip
+    collected_rows: Lines, dropped_rows: Rows, counts: dict[str, int], sizes: dict[str, int], trained_tokenizer: Any
+) -> tuple[Lines, Rows, dict[str, int], Any]:
     """Hand on what is kept beside the pairs, once there are any: a source without writes over nothing."""
     return collected_rows, dropped_rows, {**counts, **sizes}, trained_tokenizer
-
-
-def _prompts(rows: list[Row], sources: Mapping[str, str]) -> list[Row]:
-    """Every prompt once, in the order of its first row, with the source of its text in ``sources`` or the row's."""
-    distinct = {row["prompt_id"]: row for row in reversed(rows)}
-    found = []
-    for row in reversed(distinct.values()):
-        source = sources.get(text_of(row), row.get("source"))
-        named = {} if source is None else {"source": source}
-        found.append({"prompt_id": row["prompt_id"], "prompt": row["prompt"], **named})
-    return found
 
 
 def genrm_question(prompt: str, response: str) -> str:

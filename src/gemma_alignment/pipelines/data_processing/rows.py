@@ -3,10 +3,16 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from sys import intern
 from typing import Any
 
+from gemma_alignment.pipelines.data_processing.seen import Seen
+from gemma_alignment.pipelines.views import View
+
 Row = dict[str, Any]
+Rows = Sequence[Mapping[str, Any]]
 DEEPEST = 50
 """Levels of a row: no row needs more, and a hundred times as many cannot be written again."""
 TOO_DEEP = f"nested deeper than {DEEPEST} levels"
@@ -104,20 +110,21 @@ def text_of(row: Mapping[str, Any]) -> str:
     return str(row["prompt"]).strip()
 
 
-def pair_key(row: Row, better: str = "chosen", worse: str = "rejected") -> bytes:
+def pair_key(row: Mapping[str, Any], better: str = "chosen", worse: str = "rejected") -> bytes:
     """A digest of prompt and answers: equal for an exact repeat of a pair, with the names swapped for its contrary."""
     parts = [row["prompt"], row[better][-1]["content"], row[worse][-1]["content"]]
     return hashlib.sha256(json.dumps(parts).encode()).digest()
 
 
-def check_rows(
+def checked(
     lines: Iterable[tuple[int, bytes]], max_bytes: int, low: float, high: float
-) -> tuple[list[Row], list[Row]]:
-    """Every line is kept or rejected: ({"line", "row"} kept, {"line", "reason", "row"} rejected); blank is neither."""
-    kept: list[Row] = []
-    rejected: list[Row] = []
-    pairs: set[bytes] = set()
-    prompts: dict[str, bytes] = {}
+) -> Iterator[tuple[int, Any, str | None]]:
+    """Number, row (or what can be shown of it) and what is wrong, None where nothing is, of every line but blank ones.
+
+    What is remembered of a row for the sake of later ones is on disk.
+    """
+    pairs: Seen[int] = Seen()
+    prompts: Seen[bytes] = Seen()
     for number, line in lines:
         if not line.strip():
             continue
@@ -126,13 +133,75 @@ def check_rows(
             reason = fault(row, low, high)
         if reason is None:
             digest = hashlib.sha256(row["prompt"].encode("utf-8", "surrogatepass")).digest()
-            if prompts.setdefault(row["prompt_id"], digest) != digest:
+            if prompts.first(row["prompt_id"], digest) != digest:
                 reason = "this prompt_id stands for another prompt in an earlier line"
-            elif pair_key(row) in pairs:
+            elif pairs.first(pair_key(row), number) != number:
                 reason = "an exact repeat of an earlier pair"
+        yield number, row, reason
+
+
+def check_rows(
+    lines: Iterable[tuple[int, bytes]], max_bytes: int, low: float, high: float
+) -> tuple[list[Row], list[Row]]:
+    """Every line is kept or rejected: ({"line", "row"} kept, {"line", "reason", "row"} rejected); blank is neither."""
+    kept: list[Row] = []
+    rejected: list[Row] = []
+    for number, row, reason in checked(lines, max_bytes, low, high):
         if reason is None:
-            pairs.add(pair_key(row))
             kept.append({"line": number, "row": row})
         else:
             rejected.append({"line": number, "reason": reason, "row": row})
     return kept, rejected
+
+
+def sort_lines(lines: Sequence[bytes], max_bytes: int, low: float, high: float) -> tuple[View[Row], View[Row]]:
+    """The same of many lines, the first of which has number 1: rows are read again when they are asked for."""
+    kept, rejected = array("q"), array("q")
+    reasons: list[str] = []
+    for number, _, reason in checked(enumerate(lines, 1), max_bytes, low, high):
+        if reason is None:
+            kept.append(number)
+        else:
+            rejected.append(number)
+            reasons.append(intern(reason))  # many are the same text
+
+    def good(number: int) -> Row:
+        return {"line": number, "row": parse(lines[number - 1], max_bytes)[0]}
+
+    def bad(i: int) -> Row:
+        number = rejected[i]
+        return {"line": number, "reason": reasons[i], "row": parse(lines[number - 1], max_bytes)[0]}
+
+    return View(kept, good), View(range(len(rejected)), bad)
+
+
+def in_order(*rejected: Rows) -> View[Row]:
+    """The items of several sequences by their lines."""
+    places = [(item["line"], part, i) for part, items in enumerate(rejected) for i, item in enumerate(items)]
+    order = array("q", (place for _, *both in sorted(places) for place in both))
+
+    def item(i: int) -> Row:
+        found = rejected[order[2 * i]][order[2 * i + 1]]
+        return {key: found[key] for key in ("line", "reason", "row")}
+
+    return View(range(len(places)), item)
+
+
+def prompts_of(rows: Rows, sources: Seen[str]) -> View[Row]:
+    """Every prompt once, as its first row has it and in the order of the last ones, with the source of its text in
+    ``sources`` or the row's.
+    """
+    first: Seen[int] = Seen()
+    last: Seen[int] = Seen()
+    for i, row in enumerate(rows):
+        first.first(row["prompt_id"], i)
+        last.last(row["prompt_id"], i)
+    ids = (row["prompt_id"] for row in rows)
+    which = array("q", (first.first(name, i) for i, name in enumerate(ids) if last.get(name) == i))
+
+    def prompt(row: Mapping[str, Any]) -> Row:
+        source = sources.get(text_of(row)) or row.get("source")
+        named = {} if source is None else {"source": source}
+        return {"prompt_id": row["prompt_id"], "prompt": row["prompt"], **named}
+
+    return View(rows, prompt, which)

@@ -3,55 +3,56 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemma_alignment.pipelines.data_processing.rows import OTHER_PROMPT, pair_key, text_of
+from gemma_alignment.pipelines.data_processing.seen import Seen
 
 logger = logging.getLogger(__name__)
 
-Row = dict[str, Any]
+Rows = Sequence[Mapping[str, Any]]
 NUMBER = re.compile(r"(?<![-\w])[0-9]+(\.[0-9]+)?")
 """What tells reasons of one kind apart; the 8 of UTF-8 is none."""
 MANY = 0.2
 """Share of rejected rows from which on a warning says what sets the limits."""
 
 
-def counts_of(good: list[Row], bad: list[Row]) -> dict[str, int]:
-    """What is logged of the rows, by metric."""
+def counts_of(good: Rows, bad: Rows) -> dict[str, int]:
+    """What is logged of the rows, by metric, in one pass over each."""
+    found = Counter(
+        dict.fromkeys(("other_prompt", "equal_scores", "reversed_scores", "contrary_pairs", "doubled_prompts"), 0)
+    )
+    pairs: Seen[int] = Seen()
+    names: Seen[str] = Seen()
+    doubled: Seen[int] = Seen()
+    for row in good:
+        found["equal_scores"] += row["score_chosen"] == row["score_rejected"]
+        found["reversed_scores"] += row["score_chosen"] < row["score_rejected"]
+        found["contrary_pairs"] += pairs.get(pair_key(row, "rejected", "chosen")) is not None  # in both orders
+        pairs.first(pair_key(row), 1)
+        if names.first(text_of(row), row["prompt_id"]) != row["prompt_id"]:
+            doubled.first(text_of(row), 1)
+    found["other_prompt"] = sum(item["reason"].endswith(OTHER_PROMPT) for item in bad)
+    found["doubled_prompts"] = len(doubled)
     return {
-        "data/rows_kept": len(good),
-        "data/rows_rejected": len(bad),
-        "data/other_prompt": sum(item["reason"].endswith(OTHER_PROMPT) for item in bad),
-        "data/equal_scores": sum(row["score_chosen"] == row["score_rejected"] for row in good),
-        "data/reversed_scores": sum(row["score_chosen"] < row["score_rejected"] for row in good),
-        "data/contrary_pairs": _contrary_pairs(good),
-        "data/doubled_prompts": _doubled_prompts(good),
-    }
+        "data/rows_kept": len(good), "data/rows_rejected": len(bad),
+        **{f"data/{name}": count for name, count in found.items()},
+    }  # fmt: skip
 
 
-def _contrary_pairs(good: list[Row]) -> int:
-    """How many pairs of answers stand there in both orders."""
-    keys = {pair_key(row) for row in good}
-    return sum(pair_key(row, "rejected", "chosen") in keys for row in good) // 2
-
-
-def _doubled_prompts(good: list[Row]) -> int:
-    """How many prompts stand there under more than one prompt_id."""
-    names = {row["prompt_id"]: text_of(row) for row in good}
-    return sum(count > 1 for count in Counter(names.values()).values())
-
-
-def reasons_of(bad: list[Row]) -> list[str]:
+def reasons_of(bad: Rows) -> list[str]:
     """How many rows were rejected for which reason and where the first of them is, the commonest reason first."""
     first: dict[str, int] = {}
-    kinds = [NUMBER.sub("N", item["reason"]) for item in bad]
-    for kind, item in zip(kinds, bad, strict=True):
+    counts: Counter[str] = Counter()
+    for item in bad:
+        kind = NUMBER.sub("N", item["reason"])
         first.setdefault(kind, item["line"])
-    return [f"  {count:6d}  {kind} (line {first[kind]})" for kind, count in Counter(kinds).most_common()]
+        counts[kind] += 1
+    return [f"  {count:6d}  {kind} (line {first[kind]})" for kind, count in counts.most_common()]
 
 
-def too_few(good: list[Row], bad: list[Row], origin: str, least: int) -> str:
+def too_few(good: Rows, bad: Rows, origin: str, least: int) -> str:
     """Why a run stops when fewer than ``least`` rows of ``origin`` can be used, and what may be done."""
     return "\n".join(
         [
@@ -62,7 +63,7 @@ def too_few(good: list[Row], bad: list[Row], origin: str, least: int) -> str:
     )  # fmt: skip
 
 
-def log_counts(counts: Mapping[str, int], bad: list[Row]) -> None:
+def log_counts(counts: Mapping[str, int], bad: Rows) -> None:
     """Say how many rows are kept and why the others are not; warn of many, and of scores that contradict the label."""
     kept, rejected = counts["data/rows_kept"], counts["data/rows_rejected"]
     equal, turned, contrary = (counts[f"data/{kind}"] for kind in ("equal_scores", "reversed_scores", "contrary_pairs"))

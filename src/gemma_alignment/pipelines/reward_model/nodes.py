@@ -1,12 +1,14 @@
 """Nodes of the reward model."""
 
+import json
 import logging
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gemma_alignment.config import build
 from gemma_alignment.errors import UserError
+from gemma_alignment.pipelines.data_processing.lines import Lines, json_line
 from gemma_alignment.pipelines.data_processing.nodes import genrm_question, parse_score
 from gemma_alignment.pipelines.models import gold_of, load_role, open_base, prepare
 from gemma_alignment.pipelines.views import View
@@ -117,7 +119,7 @@ def train_reward_model(
         checkpoints, run_log, settings,
         lambda start: preference.train_reward_model(model, pairs, settings, chat.pad_id, prepare_seed, start, ids),
     )  # fmt: skip
-    held_out = list(_pairs(chat, tested))
+    held_out = _pairs(chat, tested)
     margins = preference.margins(model, held_out, chat.pad_id, settings.microbatch_size, _ids(tested))
     run_log.append(UpdateRecord(step + 1, _accuracy(margins), {}))
     numbers = _normalizer(
@@ -130,7 +132,7 @@ def score_held_out(
     sft_merged_model: str, rm_model_bt: str, preferences_eval: Rows, modeling: dict[str, Any],
     runtime: dict[str, Any], reward_model: dict[str, Any], rollout: dict[str, Any], preferences: dict[str, Any],
     prepare_seed: int,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> View[dict[str, Any]]:  # fmt: skip
     """Everything that is known of the two answers of each held-out pair: what the card is made from.
 
     One row a pair: ``prompt_id``, ``source`` (null where the row names none) and, for ``chosen`` and
@@ -139,25 +141,45 @@ def score_held_out(
     ``characters_*``, ``gold_*`` (null outside the embedded world), ``asked_genrm_*`` and ``genrm_*`` (whether
     the SFT model was asked for a score, and the one it wrote; null where it wrote none).
     """
-    from gemma_alignment.modeling.sequences import sequences
     from gemma_alignment.parameters.rollout import RolloutParameters
     from gemma_alignment.parameters.training import RewardModelParameters
-    from gemma_alignment.rollout.experience import score
-    from gemma_alignment.training.guards import check_measured
+    from gemma_alignment.training.preference import AT_A_TIME
 
     settings = build(RewardModelParameters, reward_model, "reward_model")
     model, chat = open_base(sft_merged_model, modeling, prepare(runtime), prepare_seed)
     load_role(model, "reward", rm_model_bt, sft_merged_model)
-    told_apart = list(_told_apart(preferences_eval, settings.drop_equal_scores))
-    answers = [(row["prompt"], row[side][-1]["content"]) for row in told_apart for side in SIDES]
+    pairs, gold = _told_apart(preferences_eval, settings.drop_equal_scores), gold_of(preferences)
+    read = _genrm_scores(
+        model, chat, _answers(pairs[: settings.genrm_pairs]), build(RolloutParameters, rollout, "rollout")
+    )
+    scored = (
+        json_line(row)
+        for start in range(0, len(pairs), AT_A_TIME)
+        for row in _scored(
+            model, chat, list(pairs[start : start + AT_A_TIME]), settings, gold, read[len(SIDES) * start :]
+        )
+    )
+    return View(Lines(scored), json.loads)
+
+
+def _answers(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Prompt and answer, the chosen and the rejected one of each row in turn."""
+    return [(row["prompt"], row[side][-1]["content"]) for row in rows for side in SIDES]
+
+
+def _scored(
+    model: Any, chat: Any, rows: Sequence[Mapping[str, Any]], settings: Any, gold: Any, read: Sequence[float | None]
+) -> list[dict[str, Any]]:
+    """See ``score_held_out``; ``read`` are the scores that were asked for, of the first answers or of none."""
+    from gemma_alignment.modeling.sequences import sequences
+    from gemma_alignment.rollout.experience import score
+    from gemma_alignment.training.guards import check_measured
+
+    answers = _answers(rows)
     tokens = [chat.encode_response(text) for _, text in answers]
     batch = sequences([chat.encode_prompt(prompt) for prompt, _ in answers], tokens, chat.pad_id)
     outputs = score(model, batch, batch.response_mask.any(1), (0.0, 1.0), 0.0, settings.microbatch_size)
-    check_measured({"scores": outputs}, [r["prompt_id"] for r in told_apart for _ in SIDES], "Reward model, card")
-    read = _genrm_scores(
-        model, chat, answers[: len(SIDES) * settings.genrm_pairs], build(RolloutParameters, rollout, "rollout")
-    )
-    gold = gold_of(preferences)
+    check_measured({"scores": outputs}, [row["prompt_id"] for row in rows for _ in SIDES], "Reward model, card")
     found = [
         {
             "output": round(float(outputs[i]), 6),
@@ -169,7 +191,7 @@ def score_held_out(
         }
         for i, (prompt, text) in enumerate(answers)
     ]
-    return [_held_out_row(row, *found[2 * i : 2 * i + 2]) for i, row in enumerate(told_apart)]
+    return [_held_out_row(row, *found[2 * i : 2 * i + 2]) for i, row in enumerate(rows)]
 
 
 def _held_out_row(row: Mapping[str, Any], *sides: Mapping[str, Any]) -> dict[str, Any]:
