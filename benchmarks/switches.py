@@ -40,6 +40,12 @@ def _by_the_models_own_modules(_: Any) -> None:
     sampling.cached = ModulesCached
 
 
+def _states_by_the_models_own_modules(_: Any) -> None:
+    from gemma_alignment.modeling import states
+
+    states.is_plain = lambda model: False
+
+
 FUNCTIONS: dict[str, Callable[[Any], None]] = {
     "ended rows leave": _every_row_to_the_end,
     "prompt computed once, its cache copied": _prompt_once_a_response,
@@ -47,7 +53,9 @@ FUNCTIONS: dict[str, Callable[[Any], None]] = {
     "old log-probabilities from the sampler": _recomputed,
 }
 """By the lever: what switches it off, given the run before its first iteration."""
-if hasattr(sampling, "cached"):
-    FUNCTIONS["decoding by Gemma's own products"] = _by_the_models_own_modules
-PORTABLE = "decoding by Gemma's own products"
-"""The lever that only a Gemma has."""
+PORTABLE = {
+    "decoding by Gemma's own products": _by_the_models_own_modules,
+    "scoring and training by Gemma's own products": _states_by_the_models_own_modules,
+}
+"""The levers that only a Gemma has."""
+FUNCTIONS |= PORTABLE
