@@ -17,6 +17,8 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from test_faults import mounted
 
+from gemma_alignment.datasets import local_store
+
 pytestmark = pytest.mark.pipeline
 RENAMES = ("os.rename", "os.rmdir", "os.truncate")
 BEFORE = {
@@ -64,6 +66,11 @@ def watched(project, number, by):
         elif name in RENAMES and str(args[0]).startswith(data):
             look(f"{name} {args[0]}")
 
+    def half(rows):
+        look("half of the points")
+        return local_store_latest(rows)
+
+    local_store_latest, local_store._latest = local_store._latest, half
     sys.addaudithook(audit)
     event.listen(Engine, "commit", lambda connection: look("commit"))
     return seen
@@ -90,8 +97,21 @@ def left(project):
     return files
 
 
-def check(project, tmp_path, stage, by, count=None):
-    """Shoot or stop the stage before ``count`` of its writes, drawn by chance, or before every one of them."""
+def every(writes):
+    return range(1, len(writes) + 1)
+
+
+def some(writes):
+    return random.Random(8).sample(every(writes), 5)
+
+
+def opening(writes):
+    """Those before there is a record, while the MLflow run is opened, but for two of three."""
+    return range(1, next(number for number, write in enumerate(writes, 1) if "open" in write and "run." in write), 3)
+
+
+def check(project, tmp_path, stage, by, chosen):
+    """Shoot or stop the stage before each of the ``chosen`` of its writes, and go on with it."""
     if BEFORE[stage]:
         project.run(*BEFORE[stage])
     shutil.copytree(project.root, tmp_path / "start")
@@ -99,8 +119,7 @@ def check(project, tmp_path, stage, by, count=None):
     assert code == 0, (project.root / "child.log").read_text()[-3000:]
     assert len(writes) > 20
     expected = left(project)
-    numbers = range(1, len(writes) + 1)
-    for number in numbers if count is None else random.Random(8).sample(numbers, count):
+    for number in chosen(writes):
         shutil.rmtree(project.root)
         shutil.copytree(tmp_path / "start", project.root)
         os.chdir(project.root)
@@ -131,14 +150,18 @@ def check_ended(project, code, where):
 
 @pytest.mark.parametrize(("stage", "by"), [("sft", signal.SIGKILL), ("grpo", signal.SIGKILL), ("grpo", signal.SIGTERM)])
 def test_a_run_that_is_shot_or_stopped_before_any_of_some_writes_ends_the_same(project, tmp_path, stage, by):
-    check(project, tmp_path, stage, by, 5)
+    check(project, tmp_path, stage, by, some)
+
+
+def test_a_run_that_is_stopped_while_mlflow_opens_it_has_an_end(project, tmp_path):
+    check(project, tmp_path, "grpo", signal.SIGTERM, opening)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.parametrize("stage", list(BEFORE))
 def test_a_run_that_is_shot_or_stopped_before_any_write_at_all_ends_the_same(project, tmp_path, stage, by):
-    check(project, tmp_path, stage, by)
+    check(project, tmp_path, stage, by, every)
 
 
 @pytest.mark.parametrize("pipelines", [("grpo",), ("sft", "reward_model")])

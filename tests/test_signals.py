@@ -113,6 +113,7 @@ def test_a_store_that_is_gone_when_the_process_ends_costs_a_warning(monkeypatch,
     monkeypatch.setattr(mlflow, "active_run", lambda: SimpleNamespace(info=SimpleNamespace(run_id="a")))
     monkeypatch.setattr(mlflow, "end_run", gone)
     tracking = Tracking.__new__(Tracking)
+    tracking._config = None
     with caplog.at_level("WARNING"):
         tracking.abandon("FAILED")
     assert tracking.lost and "MLflow does not answer (refused)" in caplog.text

@@ -24,8 +24,14 @@ PROCESS = "process"
 
 def tags_of(folder: Path) -> dict[str, str]:
     """What tells later whether the process that opened a run in ``folder`` is still there."""
-    pid = os.getpid()
-    return {FOLDER: str(folder.resolve()), PROCESS: f"{socket.gethostname()} {pid} {birth(pid) or ''}".rstrip()}
+    return {FOLDER: str(folder.resolve()), PROCESS: _this_process()}
+
+
+def end_own(client: Any, experiment_id: str, status: str) -> None:
+    """End what this process opened and never came to know, since a signal came while it was opened."""
+    own = f"tags.{PROCESS} = '{_this_process()}' and attributes.status = 'RUNNING'"
+    for run in client.search_runs([experiment_id], own):
+        client.set_terminated(run.info.run_id, status)
 
 
 def end_abandoned(
@@ -46,6 +52,11 @@ def end_abandoned(
         status = MLFLOW_STATUS[previous.status if previous is not None and is_its_own else "killed"]
         client.set_terminated(run_id, status)
         logger.info("The MLflow run %s was left by a process that is gone: it is %s now", run_id, status)
+
+
+def _this_process() -> str:
+    pid = os.getpid()
+    return f"{socket.gethostname()} {pid} {birth(pid) or ''}".rstrip()
 
 
 def _is_gone(process: str) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_alignment.errors import let_through
-from gemma_alignment.hooks.abandoned import end_abandoned, tags_of
+from gemma_alignment.hooks.abandoned import end_abandoned, end_own, tags_of
 from gemma_alignment.hooks.provenance import command, git_commit, git_is_dirty
 from gemma_alignment.hooks.store import VIEW, find_run, view_address
 from gemma_alignment.hooks.work import Work
@@ -174,6 +174,8 @@ class Tracking:
             while (active := mlflow.active_run()) is not None:
                 self._park(active.info.run_id)
                 self.client.set_terminated(active.info.run_id, status)
+            if status == "KILLED" and self._config is not None and not self.lost:
+                end_own(self.client, self._experiment, status)
         except Exception as error:
             self.lose(error)
 
