@@ -118,7 +118,7 @@ def limit_lengths(
     with TemporaryDirectory() as folder:  # as every later stage reads it
         tokenizer.save_pretrained(folder)
         chat = load_chat(folder)
-    short, long, reasons = array("q"), array("q"), []
+    short, long, reasons = array("I"), array("I"), []
     for i, item in enumerate(kept):
         reason = _too_long(chat, item["row"], settings)
         if reason is None:
@@ -165,7 +165,7 @@ def split_preferences(
     settings = build(PreferencesParameters, preferences, "preferences")
     unseen = _unseen(rows, settings.unseen_sources)
     first: Seen[str] = Seen()
-    kept, held_out = array("q"), array("q")
+    kept, held_out = array("I"), array("I")
     for i, row in enumerate(rows):
         key = first.first(text_of(row), row["prompt_id"])
         out = unseen.get(text_of(row)) is not None or _held_out(key, settings.eval_fraction, prepare_seed)

@@ -156,7 +156,7 @@ def check_rows(
 
 def sort_lines(lines: Sequence[bytes], max_bytes: int, low: float, high: float) -> tuple[View[Row], View[Row]]:
     """The same of many lines, the first of which has number 1: rows are read again when they are asked for."""
-    kept, rejected = array("q"), array("q")
+    kept, rejected = array("I"), array("I")
     reasons: list[str] = []
     for number, _, reason in checked(enumerate(lines, 1), max_bytes, low, high):
         if reason is None:
@@ -178,7 +178,7 @@ def sort_lines(lines: Sequence[bytes], max_bytes: int, low: float, high: float) 
 def in_order(*rejected: Rows) -> View[Row]:
     """The items of several sequences by their lines."""
     places = [(item["line"], part, i) for part, items in enumerate(rejected) for i, item in enumerate(items)]
-    order = array("q", (place for _, *both in sorted(places) for place in both))
+    order = array("I", (place for _, *both in sorted(places) for place in both))
 
     def item(i: int) -> Row:
         found = rejected[order[2 * i]][order[2 * i + 1]]
@@ -197,7 +197,7 @@ def prompts_of(rows: Rows, sources: Seen[str]) -> View[Row]:
         first.first(row["prompt_id"], i)
         last.last(row["prompt_id"], i)
     ids = (row["prompt_id"] for row in rows)
-    which = array("q", (first.first(name, i) for i, name in enumerate(ids) if last.get(name) == i))
+    which = array("I", (first.first(name, i) for i, name in enumerate(ids) if last.get(name) == i))
 
     def prompt(row: Mapping[str, Any]) -> Row:
         source = sources.get(text_of(row)) or row.get("source")

@@ -35,7 +35,7 @@ def _pairs(chat: Any, rows: Rows) -> View[tuple[list[int], list[int], list[int]]
 def _told_apart(rows: Rows, drop_equal_scores: bool) -> View[Mapping[str, Any]]:
     """The rows that say which answer is the better one."""
     keeps = (i for i, row in enumerate(rows) if row["score_chosen"] != row["score_rejected"])
-    return View(rows, lambda row: row, array("q", keeps) if drop_equal_scores else None)
+    return View(rows, lambda row: row, array("I", keeps) if drop_equal_scores else None)
 
 
 def _ids(rows: Rows) -> View[str]:
