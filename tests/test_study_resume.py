@@ -211,6 +211,24 @@ def test_a_study_that_was_shot_before_it_wrote_anything_is_gone_on_with_or_ended
     assert status(outlives) == "RUNNING"
 
 
+def test_a_study_that_failed_before_anything_began_is_gone_on_with(half):
+    """The first process was shot before it had opened a run: no record names the study."""
+    experiment = Opened.open(half.root, plan()).experiment_id
+
+    def parent(name, resume):
+        return ParentRun(half.root, experiment, name, {}, half.root, (), resume).run_id
+
+    first = parent("study-a", False)
+    half.client.set_terminated(first, "FAILED")
+    assert parent("study-b", True) == first
+    assert half.client.get_run(first).info.status == "RUNNING"
+    half.client.set_terminated(first, "FAILED")
+    second = parent("study-c", False)
+    half.client.create_run(experiment, tags={"mlflow.parentRunId": second})
+    half.client.set_terminated(second, "FAILED")
+    assert parent("study-d", True) not in (first, second)
+
+
 def test_a_second_study_of_one_name_is_refused_and_the_first_is_as_it_was(half):
     """Of another folder, as from another machine in the same second."""
     experiment = Opened.open(half.root, plan()).experiment_id

@@ -46,7 +46,7 @@ class ParentRun:
         self.tracking_uri: str = self._client.tracking_uri
         folder = f"{socket.gethostname()}:{data_root.resolve()}"
         left = self._left_in(folder)
-        run = self._study_of(earlier) or (left[0] if resume and left else None)
+        run = self._study_of(earlier) or (resume and (left[0] if left else self._unbegun_in(folder))) or None
         if run is None:
             self._refuse_namesake(name)
         for one in left:
@@ -105,6 +105,17 @@ class ParentRun:
             order_by=["attributes.start_time DESC"],
         )  # fmt: skip
         return [run for run in running if run.data.tags.get(FOLDER) == folder]
+
+    def _unbegun_in(self, folder: str) -> Any:
+        """The last study of the folder, where it failed before any run stood under it: its process was shot at once."""
+        studies = self._client.search_runs(
+            [self._experiment], "tags.stage = 'study'", order_by=["attributes.start_time DESC"]
+        )
+        last = next((run for run in studies if run.data.tags.get(FOLDER) == folder), None)
+        if last is None or last.info.status == "FINISHED":
+            return None
+        child = f"tags.mlflow.parentRunId = '{last.info.run_id}'"
+        return None if self._client.search_runs([self._experiment], child, max_results=1) else last
 
     def settle(self, child: Child, data_root: Path) -> None:
         """Give the records and MLflow runs of a process that is over the end that it did not write itself.
