@@ -11,7 +11,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 PARTS = {
     "peers": ["versus.py"], "levers": ["levers.py"], "scaling": ["scaling.py"], "start": ["study.py", "start"],
-    "workers": ["study.py", "workers"],
+    "workers": ["study.py", "workers"], "processes": ["study.py", "processes"],
 }  # fmt: skip
 
 

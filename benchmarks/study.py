@@ -1,7 +1,8 @@
-"""A whole study: how long a process takes to start, cold and from the warm server, and wall time against workers.
+"""A whole study: starts of a process, cold and from the warm server; wall time against workers, and processes of a run.
 
     python benchmarks/study.py start --rounds 5         # to the first record of a small arm, in turns
     python benchmarks/study.py workers --most 2         # six short arms on prepared artefacts, 1 to 2 at a time
+    python benchmarks/study.py processes --rounds 3     # a short arm by one process and by two, in turns
 
 Results go to ``benchmarks/results/study.json``. The data is made in ``build/bench/study`` and kept.
 """
@@ -13,12 +14,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from machine import described
 
+from gemma_alignment.pipelines.several import PROCESSES
 from gemma_alignment.study.processes import anew, surroundings
 from gemma_alignment.study.warm import Warm
 
@@ -29,11 +32,12 @@ PREPARATION = "data_processing,sft,reward_model"
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def run(words: Sequence[str]) -> None:
+def run(words: Sequence[str], more: Mapping[str, str] | None = None) -> None:
     """A command of Kedro on this project; its output where it fails."""
     done = subprocess.run(
-        [sys.executable, "-m", "kedro", *words], cwd=ROOT, env=variables(), capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-m", "kedro", *words], cwd=ROOT, env=variables() | dict(more or {}), capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
@@ -105,15 +109,41 @@ def against_workers(most: int, iterations: int) -> dict[str, Any]:
     return {"iterations": iterations, "seconds": seconds, "faster": {n: seconds[1] / s for n, s in seconds.items()}}
 
 
+def iteration(count: int, iterations: int) -> float:
+    """Median seconds of an iteration of an arm that so many processes train, evaluations left out."""
+    root, variant = prepared("base"), f"processes{count}"
+    shared = f"policy_optimization.num_iterations={iterations},policy_optimization.eval_every={iterations}"
+    run(
+        ["run", "--pipelines=grpo", "--params", f"data_root={root},seed=42,variant={variant},overwrite=true,{shared}"],
+        {PROCESSES: str(count)},
+    )
+    lines = (root / "07_model_output" / f"grpo@{variant}" / "seed=42" / "timing.jsonl").read_text().splitlines()
+    seconds = [row["budget/seconds"] for row in map(json.loads, lines) if "budget/seconds" in row][:-1]
+    return statistics.median(b - a for a, b in pairwise(seconds))
+
+
+def against_processes(rounds: int, iterations: int) -> dict[str, Any]:
+    """Seconds of an iteration by one process and by two, and the share of two cores that is made use of."""
+    rows = [{count: iteration(count, iterations) for count in (1, 2)} for _ in range(rounds)]
+    efficiency = [row[1] / row[2] / 2 for row in rows]
+    return {"rounds": rows, "iterations": iterations, "efficiency": statistics.median(efficiency),
+            "least": min(efficiency), "largest": max(efficiency)}  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("part", choices=("start", "workers"))
+    parser.add_argument("part", choices=("start", "workers", "processes"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--most", type=int, default=2)
     parser.add_argument("--iterations", type=int, default=20)
     asked = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    found = start(asked.rounds) if asked.part == "start" else against_workers(asked.most, asked.iterations)
+    measure = {
+        "start": lambda: start(asked.rounds),
+        "workers": lambda: against_workers(asked.most, asked.iterations),
+        "processes": lambda: against_processes(asked.rounds, asked.iterations),
+    }
+    found = measure[asked.part]()
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     RESULTS.write_text(json.dumps({**kept, asked.part: found | {"machine": described()}}, indent=1) + "\n")
     print(json.dumps({key: value for key, value in found.items() if key != "rounds"}))

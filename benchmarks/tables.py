@@ -106,7 +106,7 @@ def scaling(found: dict[str, Any]) -> str:
 
 
 def study(found: dict[str, Any]) -> str:
-    """Starts of processes, and workers."""
+    """Starts of processes, workers, and processes of a run."""
     text = []
     if "start" in found:
         row = found["start"]
@@ -122,6 +122,14 @@ def study(found: dict[str, Any]) -> str:
             "", "| workers | seconds | times as fast |", "|---|---|---|",
             *(f"| {n} | {row['seconds'][n]:.0f} | {row['faster'][n]:.2f} |" for n in row["seconds"]),
             "", f"*{row['iterations']} iterations an arm. {where(row['machine'])}.*",
+        ]  # fmt: skip
+    if "processes" in found:
+        row = found["processes"]
+        text += [
+            "", "| processes of a GRPO run | seconds an iteration, by round |", "|---|---|",
+            *(f"| {n} | {', '.join(format(one[n], '.3f') for one in row['rounds'])} |" for n in ("1", "2")),
+            "", f"Two make use of {row['efficiency']:.2f} [{row['least']:.2f}–{row['largest']:.2f}] of two cores.",
+            "", f"*Medians of {row['iterations']} iterations. {where(row['machine'])}.*",
         ]  # fmt: skip
     return "\n".join(text)
 
