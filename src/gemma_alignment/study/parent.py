@@ -107,7 +107,7 @@ class ParentRun:
         return [run for run in running if run.data.tags.get(FOLDER) == folder]
 
     def _unbegun_in(self, folder: str) -> Any:
-        """The last study of the folder, where it failed before any run stood under it: its process was shot at once."""
+        """The last study of the folder, where it failed before a run under it wrote anything: that was shot at once."""
         studies = self._client.search_runs(
             [self._experiment], "tags.stage = 'study'", order_by=["attributes.start_time DESC"]
         )
@@ -115,7 +115,7 @@ class ParentRun:
         if last is None or last.info.status == "FINISHED":
             return None
         child = f"tags.mlflow.parentRunId = '{last.info.run_id}'"
-        return None if self._client.search_runs([self._experiment], child, max_results=1) else last
+        return None if any(run.data.metrics for run in self._client.search_runs([self._experiment], child)) else last
 
     def settle(self, child: Child, data_root: Path) -> None:
         """Give the records and MLflow runs of a process that is over the end that it did not write itself.
