@@ -144,7 +144,7 @@ def _cell(found: dict[str, float] | None) -> str:
 
 
 def rates_block(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """YAML for the section ``rates`` of the parameters: the slower of the rows on one base."""
+    """YAML for ``rates`` in conf/gemma2b, over those of conf/base: the slower of the rows on one base."""
     shared = [row for row in rows if row["hold"]["sharing"] == "one_base"]
     yield "rates:"
     for name in shared[0]["rates"]:
