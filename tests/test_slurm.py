@@ -12,7 +12,7 @@ import pytest
 from gemma_alignment.errors import UserError
 from gemma_alignment.fingerprints import Record
 from gemma_alignment.parameters.cluster import ClusterParameters, SlurmParameters
-from gemma_alignment.study import slurm
+from gemma_alignment.study import remote, slurm
 from gemma_alignment.study.attempt import Outcome
 from gemma_alignment.study.engine import Site
 from gemma_alignment.study.lock import alone
@@ -104,6 +104,7 @@ def clock(monkeypatch):
     """``clock.now``, which stands still."""
     fake = SimpleNamespace(now=100.0, monotonic=lambda: fake.now, sleep=lambda seconds: None)
     monkeypatch.setattr(slurm, "time", fake)
+    monkeypatch.setattr(remote, "time", fake)
     return fake
 
 
@@ -173,7 +174,7 @@ def test_a_job_that_slurm_does_not_take_away_is_not_waited_for_for_ever(tmp_path
     one.signal(signal.SIGKILL)
     clock.sleep = lambda seconds: setattr(clock, "now", clock.now + seconds)
     assert one.wait() == 1
-    assert clock.now == 100 + slurm.GRACE
+    assert clock.now == 100 + remote.GRACE
     assert one.word == "job 7_0 may still run: SLURM did not take it away"
 
 

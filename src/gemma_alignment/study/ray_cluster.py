@@ -3,7 +3,6 @@
 import logging
 import signal
 import socket
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ from gemma_alignment.fingerprints import Record
 from gemma_alignment.parameters.cluster import ClusterParameters
 from gemma_alignment.study.attempt import Attempt, Outcome
 from gemma_alignment.study.engine import Site
-from gemma_alignment.study.processes import GRACE, TICK, Child, drive, stop
-from gemma_alignment.study.remote import LOST, attempt_of, is_of, missing_extra
+from gemma_alignment.study.processes import Child, drive, stop
+from gemma_alignment.study.remote import LOST, attempt_of, is_of, missing_extra, waited_for
 
 AUTO = "auto"
 """Address of the cluster that this machine belongs to."""
@@ -123,10 +122,7 @@ class Task:
 
     def wait(self) -> int:
         """Its exit status; a cluster that does not say in half a minute that it is over is not waited for."""
-        deadline = time.monotonic() + GRACE
-        while (code := self.poll()) is None and time.monotonic() < deadline:
-            time.sleep(TICK)
-        if code is None:
+        if (code := waited_for(self.poll)) is None:
             self._outcome = Outcome(LOST, "the task may still run: Ray did not end it")
         return LOST if code is None else code
 

@@ -21,8 +21,8 @@ from gemma_alignment.fingerprints import Record
 from gemma_alignment.parameters.cluster import ClusterParameters
 from gemma_alignment.study.attempt import INTERRUPTED, Attempt, Outcome
 from gemma_alignment.study.engine import Site
-from gemma_alignment.study.processes import GRACE, TICK, Child, drive, stop
-from gemma_alignment.study.remote import LOST, attempt_of, is_of, missing_extra
+from gemma_alignment.study.processes import Child, drive, stop
+from gemma_alignment.study.remote import LOST, attempt_of, is_of, missing_extra, waited_for
 
 logger = logging.getLogger(__name__)
 
@@ -178,10 +178,7 @@ class Job:
 
     def wait(self) -> int:
         """Its exit status; a cluster that does not say in half a minute that it is over is not waited for."""
-        deadline = time.monotonic() + GRACE
-        while (code := self.poll()) is None and time.monotonic() < deadline:
-            time.sleep(TICK)
-        if code is None:
+        if (code := waited_for(self.poll)) is None:
             self._outcome = Outcome(LOST, f"job {self.handle.job_id} may still run: SLURM did not take it away")
         return LOST if code is None else code
 
