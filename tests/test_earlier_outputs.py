@@ -15,7 +15,7 @@ from gemma_alignment.hooks.given import files_given
 from gemma_alignment.pipelines.evaluation import create_pipeline
 from gemma_alignment.study import processes, warm
 from gemma_alignment.study.command import planned
-from gemma_alignment.study.local import run_study
+from gemma_alignment.study.execution import run_study
 from gemma_alignment.study.plan import Plan, Run
 from gemma_alignment.study.project import Opened
 from gemma_alignment.study.status import status_of

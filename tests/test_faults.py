@@ -32,7 +32,7 @@ from gemma_alignment.explain import explained
 from gemma_alignment.schemas import TrainingState, UpdateRecord
 from gemma_alignment.study import processes, warm
 from gemma_alignment.study.command import planned, start
-from gemma_alignment.study.local import run_study
+from gemma_alignment.study.execution import run_study
 from gemma_alignment.study.lock import alone
 from gemma_alignment.study.plan import Plan
 from gemma_alignment.training.checkpoints import train_on

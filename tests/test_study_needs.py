@@ -261,7 +261,7 @@ def test_a_study_does_not_start_without_its_gpu_or_its_model(parameters, monkeyp
     monkeypatch.setattr(preflight_module, "check_access", lambda name, revision: None)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr("gemma_alignment.study.local.run_study", lambda *asked: pytest.fail("it was started"))
+    monkeypatch.setattr("gemma_alignment.study.execution.run_study", lambda *asked: pytest.fail("it was started"))
     asked = Asked(tmp_path, PLAN, parameters)
     with pytest.raises(UserError, match=r"was not started, for want of: GPU \(see above\)"):
         start(asked, 1, resume=False)
@@ -271,7 +271,7 @@ def test_a_study_does_not_start_without_its_gpu_or_its_model(parameters, monkeyp
     with pytest.raises(UserError, match="for want of: model"):
         start(asked, 1, resume=False)
     monkeypatch.setattr(preflight_module, "check_access", lambda name, revision: None)
-    monkeypatch.setattr("gemma_alignment.study.local.run_study", lambda *asked: 7)
+    monkeypatch.setattr("gemma_alignment.study.execution.run_study", lambda *asked: 7)
     assert start(asked, 1, resume=False) == 7, "answers can be judged later: a missing key does not stop the training"
 
 
@@ -333,5 +333,5 @@ def test_the_dry_run_of_the_real_study_prints_it_and_fails_for_what_is_missing(p
 def test_a_machine_that_only_submits_needs_no_gpu(parameters, monkeypatch, tmp_path):
     monkeypatch.setattr(preflight_module, "check_access", lambda name, revision: None)
     monkeypatch.setattr("gemma_alignment.study.engine.engine", lambda *asked: None)
-    monkeypatch.setattr("gemma_alignment.study.local.run_study", lambda *asked: 7)
+    monkeypatch.setattr("gemma_alignment.study.execution.run_study", lambda *asked: 7)
     assert start(Asked(tmp_path, PLAN, parameters), 1, False, "slurm") == 7

@@ -12,7 +12,7 @@ from gemma_alignment.errors import UserError
 from gemma_alignment.fingerprints import Record
 from gemma_alignment.hooks.tracking import PARENT, STUDY
 from gemma_alignment.study.command import planned, start
-from gemma_alignment.study.local import run_study
+from gemma_alignment.study.execution import run_study
 from gemma_alignment.study.parent import ParentRun
 from gemma_alignment.study.plan import Plan
 from gemma_alignment.study.project import Opened

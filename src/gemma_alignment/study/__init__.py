@@ -1,1 +1,1 @@
-"""The matrix methods × seeds: what it consists of, and an engine that runs it on this machine."""
+"""The matrix methods × seeds: what it consists of, and the engines that run it."""

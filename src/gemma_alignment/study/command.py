@@ -87,7 +87,7 @@ def start(
         UserError: before anything runs, for what would be refused later.
     """
     from gemma_alignment.study.engine import engine as found
-    from gemma_alignment.study.local import run_study
+    from gemma_alignment.study.execution import run_study
 
     if resume and asked.parameters["overwrite"]:
         raise UserError("--resume goes on with what is there and overwrite=true begins anew: give one of them")
