@@ -1,7 +1,7 @@
 """A whole study: starts of a process, cold and from the warm server; wall time against workers, and processes of a run.
 
     python benchmarks/study.py start --rounds 5         # to the first record of a small arm, in turns
-    python benchmarks/study.py workers --most 2         # six short arms on prepared artefacts, 1 to 2 at a time
+    python benchmarks/study.py workers --most 2         # six short arms on prepared artefacts, 1 or 2 at a time, in turns
     python benchmarks/study.py processes --rounds 3     # a short arm by one process and by two, in turns
 
 Results go to ``benchmarks/results/study.json``. The data is made in ``build/bench/study`` and kept.
@@ -97,16 +97,25 @@ def start(rounds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def against_workers(most: int, iterations: int) -> dict[str, Any]:
-    """Wall time of six arms, evaluation and report on prepared artefacts, for 1 to ``most`` workers."""
+def against_workers(most: int, rounds: int, iterations: int) -> dict[str, Any]:
+    """Wall time of six arms, evaluation and report on prepared artefacts, for 1 to ``most`` workers in turns.
+
+    A study before them, which is left out, pays for what all share: verdicts that are kept, files in the disk's cache.
+    """
     root = prepared("base")
-    seconds = {}
-    for count in range(1, most + 1):
-        changed = f"data_root={root},policy_optimization.num_iterations={iterations},overwrite=true"
+    changed = f"data_root={root},policy_optimization.num_iterations={iterations},overwrite=true"
+
+    def study(count: int) -> float:
         begun = time.perf_counter()
         run(["study", f"--workers={count}", "--params", changed])
-        seconds[count] = time.perf_counter() - begun
-    return {"iterations": iterations, "seconds": seconds, "faster": {n: seconds[1] / s for n, s in seconds.items()}}
+        return time.perf_counter() - begun
+
+    study(most)
+    counts = range(1, most + 1)
+    rows = [{count: study(count) for count in (counts if turn % 2 else reversed(counts))} for turn in range(rounds)]
+    ratios = {count: [row[1] / row[count] for row in rows] for count in counts[1:]}
+    return {"rounds": rows, "iterations": iterations,
+            "faster": {n: [statistics.median(r), min(r), max(r)] for n, r in ratios.items()}}  # fmt: skip
 
 
 def iteration(count: int, iterations: int) -> float:
@@ -140,7 +149,7 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     measure = {
         "start": lambda: start(asked.rounds),
-        "workers": lambda: against_workers(asked.most, asked.iterations),
+        "workers": lambda: against_workers(asked.most, asked.rounds, asked.iterations),
         "processes": lambda: against_processes(asked.rounds, asked.iterations),
     }
     found = measure[asked.part]()
