@@ -120,7 +120,7 @@ def study(found: dict[str, Any]) -> str:
         row = found["workers"]
         text += [
             "", "| workers | seconds of a study, by round |", "|---|---|",
-            *(f"| {n} | {', '.join(format(one[n], '.0f') for one in row['rounds'])} |" for n in row["rounds"][0]),
+            *(f"| {n} | {', '.join(format(one[n], '.0f') for one in row['rounds'])} |" for n in sorted(row["rounds"][0])),
             "", *(f"{n} are {a:.2f} [{b:.2f}–{c:.2f}] times as fast as one." for n, (a, b, c) in row["faster"].items()),
             "", f"*{row['iterations']} iterations an arm. {where(row['machine'])}.*",
         ]  # fmt: skip
