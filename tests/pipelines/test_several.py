@@ -86,6 +86,7 @@ def test_every_process_trains_what_the_first_one_says_one_after_the_other(tmp_pa
         assert node("ppo", ({"prompt": "p"},), {"rate": 0.1}, None, Store()) == "ppo"
         assert node("grpo", range(2), {}, None, kept) == "grpo"
         assert [one.state.iteration for one in kept.kept] == [7]  # the first one alone keeps any
+        assert (ranks.count(), ranks.mine([1, 2])) == (1, [1, 2])  # it answers by itself: the others wait for work
 
     assert launched(3, tmp_path, work) == [0, 0, 0]
     said = [[json.loads(line) for line in (tmp_path / str(rank)).read_text().splitlines()] for rank in range(3)]

@@ -10,7 +10,9 @@ same bytes each time that as many processes compute them.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -21,9 +23,32 @@ from gemma_alignment.errors import UserError
 Part = TypeVar("Part")
 
 
+@dataclass
+class _Company:
+    """What this process and the others of its group are to each other."""
+
+    is_left: bool = False
+    """Whether this one is by itself, though the group lives on."""
+
+
+_company = _Company()
+
+
+@contextmanager
+def together(is_left: bool = False) -> Iterator[None]:
+    """What all processes of a group do alike; ``is_left``: and after which this one is by itself."""
+    _company.is_left = False
+    try:
+        yield
+    finally:
+        _company.is_left = is_left
+
+
 def count() -> int:
-    """How many processes there are."""
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    """How many processes there are that do the same."""
+    if _company.is_left or not (distributed.is_available() and distributed.is_initialized()):
+        return 1
+    return distributed.get_world_size()
 
 
 def number() -> int:

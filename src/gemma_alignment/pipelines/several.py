@@ -69,7 +69,8 @@ def shared_out(train: Callable[..., Any]) -> Callable[..., Any]:
             from gemma_alignment.modeling import ranks
 
             ranks.tell([_plain(each) for each in work])
-            return train(*work, run_log, _Told(checkpoints))
+            with ranks.together(is_left=is_launched()):
+                return train(*work, run_log, _Told(checkpoints))
 
     return node_function
 
@@ -82,7 +83,8 @@ def follow(train: Callable[..., Any]) -> int:
         signal.signal(number, signal.SIG_IGN)  # the first one is asked to stop; this one ends with it
     _join()
     while (work := ranks.hear()[0]) is not None:
-        train(*work, _Nowhere(), _Heard())
+        with ranks.together():
+            train(*work, _Nowhere(), _Heard())
     return 0
 
 
