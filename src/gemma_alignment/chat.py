@@ -11,6 +11,8 @@ from gemma_alignment.errors import UserError
 from gemma_alignment.modeling.protocols import Role
 from gemma_alignment.parameters.rollout import RolloutParameters
 from gemma_alignment.stages import ARMS, Stage, unknown_method
+from gemma_alignment.storage.address import folder_under, is_bucket
+from gemma_alignment.storage.mirror import Mirror
 
 MODELS, OUTPUT = "06_models", "07_model_output"
 
@@ -36,8 +38,10 @@ class Trained:
         if method not in ARMS:
             raise UserError(unknown_method(method) or f"method {method}: give the variant as --params variant=NAME")
         stage = Stage.of(method, parameters)
-        root = project / str(parameters["data_root"])
+        root = folder_under(project, parameters["data_root"])
         models, record = root / MODELS, root / OUTPUT / stage.folder / "run.json"
+        if is_bucket(address := str(parameters["data_root"])):
+            Mirror(address, root).pull(lambda name: name.startswith(f"{MODELS}/") or root / name == record)
         found = cls(stage.run_name, method, models, models / stage.folder / "policy", record)
         if found.policy.is_dir() and (models / "sft_merged_model").is_dir():
             return found

@@ -20,6 +20,7 @@ from gemma_alignment.dotted import dotted
 from gemma_alignment.errors import UserError
 from gemma_alignment.liveness import birth, runs
 from gemma_alignment.redaction import scrubbed
+from gemma_alignment.storage.lease import LEASE, STALE
 
 Status = Literal["running", "finished", "partial", "failed", "killed"]
 INTERRUPTED = ("running", "failed", "killed")
@@ -136,12 +137,14 @@ class Record:
         """Whether it says running and its process still exists.
 
         A process of another machine cannot be looked at: it lives while something in ``directory`` is newer than
-        ``QUIET`` seconds.
+        ``QUIET`` seconds, or, where a bucket says who writes there, that is newer than ``STALE``.
         """
         if self.status != "running":
             return False
         if self.host == socket.gethostname():
             return runs(self.pid, self.born)
+        with suppress(FileNotFoundError):
+            return time.time() - (directory / LEASE).stat().st_mtime < STALE
         return time.time() - _last_written(directory) < QUIET
 
 

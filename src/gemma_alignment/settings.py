@@ -3,6 +3,7 @@
 from omegaconf.resolvers import oc
 
 from gemma_alignment.hooks.session import hooks
+from gemma_alignment.storage.address import folder_of
 
 HOOKS = hooks()
 
@@ -12,6 +13,8 @@ CONFIG_LOADER_ARGS = {
     "config_patterns": {"mlflow": ["mlflow*", "mlflow*/**", "**/mlflow*"]},
     "custom_resolvers": {
         "oc.env": oc.env,
+        # where a bucket is worked on here; a path is itself
+        "folder": folder_of,
         # `grpo` and the variant `k8` make the folder `grpo@k8`
         "variant_suffix": lambda variant: f"@{variant}" if variant else "",
     },

@@ -5,7 +5,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,8 @@ class CheckpointStore:
         self.directory = Path(directory)
         self._resume = resume
         self._damaged: set[int] = set()
+        self.after_save: Callable[[], None] | None = None
+        """What is done with one more checkpoint on the disk."""
 
     def begin(self) -> "Checkpoint | None":
         """What training goes on from; None: it begins, and what an earlier run left here is removed.
@@ -99,6 +101,8 @@ class CheckpointStore:
                 f"The checkpoint of iteration {iteration} cannot be written to {self.directory}: {error}. "
                 "Free or mend the disk, then go on by the same command with --params resume=true."
             ) from error
+        if self.after_save is not None:
+            self.after_save()
 
     def _folder(self, iteration: int) -> Path:
         return self.directory / f"iteration={iteration:06d}"

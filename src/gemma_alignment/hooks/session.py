@@ -8,6 +8,7 @@ from typing import Any
 from kedro.framework.hooks import hook_impl
 from kedro.pipeline.node import Node
 
+from gemma_alignment.datasets.checkpoint_store import CheckpointStore
 from gemma_alignment.datasets.run_log import RunLog
 from gemma_alignment.fingerprints import Status
 from gemma_alignment.hooks import kept
@@ -22,6 +23,7 @@ from gemma_alignment.hooks.signals import Signals
 from gemma_alignment.hooks.store import anchor
 from gemma_alignment.hooks.tracking import Tracking
 from gemma_alignment.hooks.work import Work, stage_name, works
+from gemma_alignment.hooks.working_copy import working_copy
 from gemma_alignment.redaction import keep_secret, scrub_error, watch_logs
 
 logger = logging.getLogger(__name__)
@@ -42,12 +44,23 @@ class Session:
     """What the hooks of one session share."""
 
     def __init__(self, context: Any, run_params: dict[str, Any], pipeline: Any, catalog: Any) -> None:
-        from kedro.framework.project import pipelines
-
         self.catalog = catalog
         parameters = catalog.load("parameters")
         given = run_params.get("runtime_params") or {}
         check_parameters(parameters, configured_parameters(context.config_loader), given)
+        self.copy = working_copy(pipeline, catalog, parameters)
+        self.copy.begin()
+        try:
+            self._check(context, run_params, pipeline, parameters, given)
+        except BaseException:
+            self.copy.finish(False)
+            raise
+
+    def _check(self, context: Any, run_params: Any, pipeline: Any, parameters: Any, given: dict[str, Any]) -> None:
+        """Refuse what cannot go well, now that all that there is is here."""
+        from kedro.framework.project import pipelines
+
+        catalog = self.catalog
         options = Options.of(run_params.get("env"), given)
         self.works = works(pipeline, pipelines, parameters, context.project_path, options)
         for work in self.works.values():
@@ -83,9 +96,12 @@ class Session:
             kind = self._variant_kind if work.stage.variant else ""
             work.start(self.catalog, commit=self._commit, command=command(), variant_kind=kind, **tracked)
             self.shelf.log_inputs(work.run_id, kept.inputs_of(free_inputs(work.full), self.catalog))
+            self.copy.push()
         for value in inputs.values():
             if isinstance(value, RunLog):
                 self._connect(value, work)
+            elif isinstance(value, CheckpointStore):
+                value.after_save = self.copy.push
 
     def leave(self, node: Node) -> None:
         """After a node; its outputs are not saved yet."""
@@ -137,6 +153,7 @@ class Session:
         """The process ends without Kedro having said how: nothing may stay marked as running."""
         self.close(RuntimeError("the process ended before the run did"))
         self.tracking.abandon("KILLED" if self.signals.received else "FAILED")
+        self.copy.finish(False)
 
     def _work(self, node: Node) -> Work | None:
         name = stage_name(node)
@@ -165,6 +182,8 @@ class Session:
         self._close_logs(work)
         work.end(status, self.catalog, None if error is None else f"{type(error).__name__}: {error}")
         self.tracking.end(work, MLFLOW_STATUS[work.record.status])
+        if error is None:
+            self.copy.push()
 
     def _close_logs(self, work: Work | None) -> None:
         """Close the logs of one stage, or all of them."""
@@ -260,13 +279,17 @@ class After:
     def after_pipeline_run(self) -> None:
         """Everything is written down: signals act as before."""
         if self._before.session is not None:
-            self._before.session.signals.restore()
+            try:
+                self._before.session.copy.finish(True)
+            finally:
+                self._before.session.signals.restore()
 
     @hook_impl(trylast=True)
     def on_pipeline_error(self) -> None:
         """A stopped run is KILLED."""
         if self._before.session is not None:
             self._before.session.correct()
+            self._before.session.copy.finish(False)
 
 
 def hooks() -> tuple[Before, After]:

@@ -11,6 +11,7 @@ from gemma_alignment.hooks.abandoned import end_abandoned, end_own, tags_of
 from gemma_alignment.hooks.provenance import command, git_commit, git_is_dirty
 from gemma_alignment.hooks.store import VIEW, find_run, view_address
 from gemma_alignment.hooks.work import Work
+from gemma_alignment.storage.address import folder_under
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Tracking:
             "command": command(),
             **_source(context.project_path),
         }
-        self._folder = Path(context.project_path) / parameters["data_root"]
+        self._folder = folder_under(context.project_path, parameters["data_root"])
         self._name = f"{'default' if is_default else '+'.join(works)}-seed{parameters['seed']}"
         self.run_id: str | None = None
         """The run that kedro-mlflow opened for the session."""

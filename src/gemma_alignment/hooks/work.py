@@ -31,6 +31,7 @@ from gemma_alignment.hooks.options import NONE, Options
 from gemma_alignment.hooks.outputs import changed, check_unchanged, is_whole, made
 from gemma_alignment.hooks.values import read_by
 from gemma_alignment.stages import CLOSING, PREPARATION, STAGES, Stage
+from gemma_alignment.storage.address import folder_under
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,8 @@ class Work:
     ) -> Self:  # fmt: skip
         """The stage ``name`` of the pipeline ``running``, under all ``parameters``."""
         stage = Stage.of(name, parameters)
-        directory = stage.directory(project / parameters["data_root"])
+        root = folder_under(project, parameters["data_root"])
+        directory = stage.directory(root)
         return cls(
             stage=stage,
             directory=directory,
@@ -100,7 +102,7 @@ class Work:
             full=full,
             made_here=frozenset(running.all_outputs()),
             parameters=read_by(full.nodes, parameters),
-            makers={one: Stage.of(one, parameters).directory(project / parameters["data_root"]) for one in PREPARATION},
+            makers={one: Stage.of(one, parameters).directory(root) for one in PREPARATION},
             overwrite=bool(parameters["overwrite"]),
             resume=bool(parameters["resume"]),
             options=options,

@@ -28,19 +28,3 @@ def check_pinned(**revisions: str | None) -> None:
     for name, revision in revisions.items():
         if revision is not None and not COMMIT.fullmatch(revision):
             raise ValueError(f"{name} is {revision!r}, but must be a commit hash of the hub, 40 digits of 0-9a-f")
-
-
-def check_appendable(data_root: str) -> None:
-    """Refuse the address of an object store as the place of a study.
-
-    Raises:
-        ValueError: with what to give instead.
-    """
-    scheme, found, rest = data_root.partition("://")
-    if found:
-        mounted = "mount it, and give the absolute path under which every machine sees it"
-        way = f"write {rest}" if scheme == "file" else mounted
-        raise ValueError(
-            f"data_root is {data_root!r}, but must be a folder: runs append lines, rename folders and lock them there, "
-            f"which no object store does; {way}"
-        )

@@ -4,8 +4,9 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from gemma_alignment.parameters.places import check_appendable, check_inside
+from gemma_alignment.parameters.places import check_inside
 from gemma_alignment.stages import ARMS, unknown_method
+from gemma_alignment.storage.address import check_address
 
 VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
 
@@ -22,7 +23,7 @@ class RunParameters:
     prepare_seed: int
     """Drives data, SFT and reward model."""
     data_root: str
-    """The folder of every dataset."""
+    """The folder of every dataset; or a bucket, which is worked on in a folder of each machine."""
     variant: str
     """Name of a deviating configuration, whose arms live in ``{method}@{variant}/``; else empty."""
     variant_kind: Literal["", "ablation", "sweep", "ablation+sweep"]
@@ -44,7 +45,7 @@ class RunParameters:
             raise ValueError(unknown_method(self.method) or f"method {self.method}: give the variant as variant=NAME")
         if not self.data_root:
             raise ValueError("data_root must name a folder")
-        check_appendable(self.data_root)
+        check_address(self.data_root)
         check_inside(data_root=self.data_root)
         if self.variant_kind and not self.variant:
             raise ValueError(f"variant_kind is {self.variant_kind!r}, but there is no variant: give variant=NAME too")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +16,11 @@ from platform import python_version
 from typing import NamedTuple
 
 from gemma_alignment import __version__
+from gemma_alignment.errors import UserError
 from gemma_alignment.fingerprints import Record
+from gemma_alignment.storage.lease import BEAT, Lease
+from gemma_alignment.storage.mirror import Mirror
+from gemma_alignment.storage.names import but_checkpoints, group_of
 from gemma_alignment.study.going_on import going_on
 from gemma_alignment.study.lock import LOCK
 from gemma_alignment.study.plan import Run
@@ -67,11 +72,25 @@ class Attempt:
     """What the study wrote into the lock of its folder: who reads the same there shares the folder."""
     versions: Mapping[str, str]
     """What the study's own machine runs with."""
+    address: str | None = None
+    """Of the bucket whose working folder the data folder is: each machine has one of its own."""
 
     def __call__(self) -> Outcome:
         """Do the run, or what is left of it."""
-        if (word := self.refusal()) is not None:
+        try:
+            if self.address is None:
+                return self._here(None)
+            with closing(Mirror(self.address)) as mirror:
+                log = mirror.folder / self.log.relative_to(self.data_root)
+                return dataclasses.replace(self, data_root=mirror.folder, log=log)._here(mirror)
+        except UserError as error:
+            return Outcome(1, f"{socket.gethostname()}: {error}")
+
+    def _here(self, mirror: Mirror | None) -> Outcome:
+        if (word := self.refusal(mirror)) is not None:
             return Outcome(1, f"{socket.gethostname()}: {word}")
+        if mirror is not None:
+            self._fetch(mirror)
         run = self.left()
         if run is None:
             return Outcome(0)
@@ -85,11 +104,35 @@ class Attempt:
                 stderr=subprocess.STDOUT,
             )
         try:
-            return Outcome(process.wait())
+            return Outcome(self._waited_for(process, mirror))
         finally:
             _end(process)
+            self._bring_log(mirror)
 
-    def refusal(self) -> str | None:
+    def _waited_for(self, process: subprocess.Popen[bytes], mirror: Mirror | None) -> int:
+        if mirror is None:
+            return process.wait()
+        while True:
+            self._bring_log(mirror)
+            with suppress(subprocess.TimeoutExpired):
+                return process.wait(BEAT)
+
+    def _bring_log(self, mirror: Mirror | None) -> None:
+        """The log is this process's; all else is brought by the run itself."""
+        if mirror is not None and (log := mirror.name_of(self.log)) is not None:
+            with suppress(UserError):  # it is tried again, and what the study needs to know is no log
+                mirror.push([group_of(log)], wanted=log.__eq__)
+
+    def _fetch(self, mirror: Mirror) -> None:
+        """What says how far an earlier attempt came; and that this one has begun is seen by its log."""
+        stages = {group_of(str(mirror.name_of(stage.directory(mirror.folder)))) for stage in self.run.stages}
+        log = group_of(str(mirror.name_of(self.log)))
+        mirror.pull(lambda name: group_of(name) in {*stages, log} and but_checkpoints(name))
+        mirror.claim({log} - stages)
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.log.touch()
+
+    def refusal(self, mirror: Mirror | None = None) -> str | None:
         """Why this machine cannot do the run; asked before anything is spent."""
         other = [
             f"{name} {here} (the study's machine has {self.versions.get(name)})"
@@ -100,6 +143,10 @@ class Attempt:
             return f"other versions than where the study was started: {', '.join(other)}; install the same on both"
         if not (self.project / "pyproject.toml").is_file():
             return f"the project's folder {self.project} is not there; every machine needs it under the same path"
+        if mirror is not None:
+            mirror.bucket.check()
+            is_shared = Lease(mirror.bucket, LOCK, {}, self.lock).is_mine()
+            return None if is_shared else f"{self.address} is held by another study, or by none, as seen from here"
         try:
             shared = (self.data_root / LOCK).read_text(encoding="utf-8")
         except OSError as error:

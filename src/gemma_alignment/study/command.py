@@ -13,7 +13,8 @@ from gemma_alignment.errors import UserError
 from gemma_alignment.hooks.feasible import check_budget
 from gemma_alignment.hooks.paths import absolute
 from gemma_alignment.parameters.study import StudyParameters
-from gemma_alignment.study.lock import alone
+from gemma_alignment.storage.address import folder_under
+from gemma_alignment.study.oversight import fetched, held
 from gemma_alignment.study.plan import Plan, parse_names, parse_seeds
 from gemma_alignment.study.preflight import GPU, Line, preflight
 from gemma_alignment.study.project import Opened, read_parameters
@@ -36,8 +37,8 @@ class Asked:
 
     @property
     def data_root(self) -> Path:
-        """The folder of its data."""
-        return self.project / str(self.parameters["data_root"])
+        """The folder of its data here."""
+        return folder_under(self.project, self.parameters["data_root"])
 
 
 def planned(
@@ -97,9 +98,9 @@ def start(
     if fatal := [line.what for line in needs if engine == "local" or line.what != GPU]:  # the cluster has its own
         raise UserError(f"The study was not started, for want of: {', '.join(fatal)} (see above)")
     cluster = build(StudyParameters, asked.parameters["study"], "study").cluster
-    with alone(asked.data_root):
+    with held(asked.data_root, str(asked.parameters["data_root"])) as sight:
         begin = found(engine, cluster, asked.data_root, address, processes)
-        return run_study(asked.project, asked.plan, workers, console, resume, begin, processes)
+        return run_study(asked.project, asked.plan, workers, console, resume, begin, processes, sight)
 
 
 def show(asked: Asked, resume: bool) -> bool:
@@ -110,6 +111,8 @@ def show(asked: Asked, resume: bool) -> bool:
     console = Console(highlight=False, soft_wrap=True)
     plan = asked.plan
     all_of_it = (plan.preparation, *plan.arms, plan.closing)
+    if resume:
+        fetched(asked.data_root, str(asked.parameters["data_root"]), all_of_it=True)
     runs = Opened.open(asked.project, plan).left(plan) if resume else all_of_it
     width = max((len(run.label) for run in runs), default=0)
     for run in runs:
@@ -134,6 +137,7 @@ def _say_left_out(asked: Asked, console: Console) -> None:
 def show_status(asked: Asked) -> None:
     """One line a stage and run."""
     console = Console(highlight=False, soft_wrap=True)
+    fetched(asked.data_root, str(asked.parameters["data_root"]))
     lines = status_of(asked.plan, asked.project, asked.parameters)
     width, wide = max(len(line.name) for line in lines), max(10, *(len(line.state) for line in lines))
     for line in lines:

@@ -44,6 +44,10 @@ class Site:
     """``runtime.threads`` of each of a run's processes."""
     processes: int = 1
     """That train one policy."""
+    address: str | None = None
+    """Of the bucket that the data folder is the working folder of."""
+    mark: str | None = None
+    """Of the study's lease on that."""
 
 
 class Local:

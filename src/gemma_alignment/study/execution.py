@@ -18,9 +18,11 @@ from gemma_alignment.hooks.given import JUDGE, check_judge
 from gemma_alignment.hooks.store import SCHEME, shown
 from gemma_alignment.parameters.study import StudyParameters
 from gemma_alignment.stages import PREPARATION
+from gemma_alignment.storage.lease import STUDY
 from gemma_alignment.study.board import Board
 from gemma_alignment.study.engine import Engine, Local, Site
 from gemma_alignment.study.heartbeat import Heartbeat
+from gemma_alignment.study.oversight import Oversight
 from gemma_alignment.study.parent import ParentRun
 from gemma_alignment.study.plan import Plan, Run
 from gemma_alignment.study.processes import Child, environment
@@ -30,11 +32,12 @@ from gemma_alignment.study.summary import summary
 
 def run_study(
     project: Path, plan: Plan, workers: int | None, console: Console, resume: bool = False,
-    engine: Callable[[Site], Engine] = Local, processes: int = 1,
+    engine: Callable[[Site], Engine] = Local, processes: int = 1, sight: Oversight | None = None,
 ) -> int:  # fmt: skip
     """Run the whole of ``plan``, or with ``resume`` what is not finished; the exit status: 0 when every run finished.
 
-    ``processes`` train each policy. A run that fails does not stop the others; what finished is evaluated.
+    ``processes`` train each policy; ``sight`` is of the bucket, where there is one. A run that fails does not stop the
+    others; what finished is evaluated.
 
     Raises:
         UserError: before anything runs, for what would be refused later.
@@ -43,13 +46,14 @@ def run_study(
     runtime = opened.parameters["runtime"]
     if engine is Local:  # a machine that only submits may have no GPU: each run looks where it starts
         check_device(opened.parameters)
-    site = Site(opened.path, opened.data_root, runtime["device"], int(runtime["threads"]), processes)
+    bucket = (None, None) if sight is None else (sight.address, sight.lease.mark)
+    site = Site(opened.path, opened.data_root, runtime["device"], int(runtime["threads"]), processes, *bucket)
     with engine(site) as place:
         check_judge(opened.parameters, opened.catalog.load(JUDGE))
         stale = opened.left_to_prepare(resume)
         for arm in plan.arms:
             opened.check(opened.going_on(arm) if resume else arm, stale)
-        return _run(_Study(plan, opened, console, resume, place, processes), stale, workers)
+        return _run(_Study(plan, opened, console, resume, place, processes, sight), stale, workers)
 
 
 def _run(study: "_Study", stale: tuple[str, ...], workers: int | None) -> int:
@@ -76,21 +80,28 @@ class _Study:
     """The processes of one study."""
 
     def __init__(
-        self, plan: Plan, opened: Opened, console: Console, resume: bool, engine: Engine, processes: int
-    ) -> None:
+        self, plan: Plan, opened: Opened, console: Console, resume: bool, engine: Engine, processes: int,
+        sight: Oversight | None,
+    ) -> None:  # fmt: skip
         self._plan = plan
         self._opened = opened
         self.console = console
         self._resume = resume
         self.engine = engine
+        self._sight = sight
         methods, seeds = ",".join(plan.methods), ",".join(map(str, plan.seeds))
         tags = {"methods": methods, "seeds": seeds}
         if plan.variants:
             tags["variants"] = ",".join(f"{variant.method}@{variant.name}" for variant in plan.variants)
         name = f"study-{datetime.now():%Y%m%d-%H%M%S}"
         earlier = opened.records([plan.preparation, *plan.arms, plan.closing]) if resume else []
-        self.parent = ParentRun(opened.path, opened.experiment_id, name, tags, opened.data_root, earlier, resume)
+        address = None if sight is None else sight.address
+        self.parent = ParentRun(
+            opened.path, opened.experiment_id, name, tags, opened.data_root, earlier, resume, address
+        )
         self._variables = environment(self.parent.run_id, self.parent.name, self.parent.tracking_uri, processes)
+        if sight is not None:
+            self._variables[STUDY] = sight.lease.mark
         if not isinstance(engine, Local) and self.parent.tracking_uri.startswith(SCHEME):
             console.print("MLflow's store is a file: runs on several machines need a server, see docs/scaling.md")
         self.children: list[Child] = []
@@ -142,6 +153,7 @@ class _Study:
             self.parent.settle(each, root)  # what an outage kept from MLflow the last time
         with Board(children, root, iterations, self.console) as board:
             for child in self.engine.drive(todo, workers, self._variables):
+                self._look(child is not None)
                 board.refresh()
                 for sentence in heartbeat.look(todo):
                     board.say(sentence)
@@ -149,14 +161,25 @@ class _Study:
                     self.parent.settle(child, root)
                     if child.state == "failed":
                         failed.append(child)
+        if self._sight is not None and not isinstance(self.engine, Local):
+            self._sight.gather()
         for child in failed:
             self._explain(child)
         return not failed
+
+    def _look(self, at_once: bool) -> None:
+        """What runs elsewhere have brought to the bucket, where there is one."""
+        if self._sight is not None:
+            self._sight.pulse.check()
+            if not isinstance(self.engine, Local):
+                self._sight.look(at_once)
 
     def settle(self) -> None:
         """Correct the ends of processes that were stopped."""
         for child in self.children:
             self.parent.settle(child, self._opened.data_root)
+        if self._sight is not None:
+            self._sight.bring()
 
     def summarize(self, status: str) -> None:
         """The last lines: what became of it, and where to look."""
@@ -170,6 +193,8 @@ class _Study:
             self.parent.name, status, counts, seconds, self._plan, root, shown(self.parent.tracking_uri)
         ):
             self.console.print(line, soft_wrap=True, highlight=False, markup=False)
+        if self._sight is not None:
+            self.console.print(f"Bucket:    {self._sight.address}", soft_wrap=True, highlight=False, markup=False)
 
     def _explain(self, child: Child) -> None:
         records = [Record.read(stage.directory(self._opened.data_root)) for stage in child.run.stages]

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 FOLDER = "study_folder"
-"""Tag of a study's run: the machine and the data folder, in which one study runs at a time."""
+"""Tag of a study's run: the machine and the data folder, or the bucket, in which one study runs at a time."""
 
 
 class ParentRun:
@@ -34,7 +34,7 @@ class ParentRun:
 
     def __init__(
         self, project: Path, experiment_id: str, name: str, tags: Mapping[str, str], data_root: Path,
-        earlier: Sequence[Record] = (), resume: bool = False,
+        earlier: Sequence[Record] = (), resume: bool = False, address: str | None = None,
     ) -> None:  # fmt: skip
         from mlflow import MlflowClient
         from mlflow.tracking.context.registry import resolve_tags
@@ -44,7 +44,7 @@ class ParentRun:
         self._brought: set[tuple[str, Status]] = set()
         self._experiment = experiment_id
         self.tracking_uri: str = self._client.tracking_uri
-        folder = f"{socket.gethostname()}:{data_root.resolve()}"
+        folder = address or f"{socket.gethostname()}:{data_root.resolve()}"
         left = self._left_in(folder)
         run = self._study_of(earlier) or (resume and (left[0] if left else self._unbegun_in(folder))) or None
         if run is None:

@@ -12,6 +12,7 @@ from gemma_alignment.hooks.checks import check_parameters, configured_parameters
 from gemma_alignment.hooks.options import Options
 from gemma_alignment.hooks.work import works
 from gemma_alignment.stages import PREPARATION, kinds_of
+from gemma_alignment.storage.address import folder_under
 from gemma_alignment.study.going_on import going_on
 from gemma_alignment.study.plan import Plan, Run
 
@@ -60,7 +61,7 @@ class Opened:
             experiment = mlflow.set_experiment(name)
             return cls(
                 path=Path(context.project_path),
-                data_root=Path(context.project_path) / parameters["data_root"],
+                data_root=folder_under(context.project_path, parameters["data_root"]),
                 parameters=parameters,
                 catalog=context.catalog,
                 experiment_id=experiment.experiment_id,

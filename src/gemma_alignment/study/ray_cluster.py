@@ -21,8 +21,9 @@ AUTO = "auto"
 ANSWER = 10.0
 """Seconds that the head of a cluster has to take a connection."""
 CARRIED = (
-    "DO_NOT_TRACK", "GEMMA_ALIGNMENT_", "HF_", "KEDRO_", "MALLOC_", "MLFLOW_", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS",
-    "OMP_NUM_THREADS", "OPENAI_", "OPENBLAS_NUM_THREADS", "PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONWARNINGS",
+    "AWS_", "DO_NOT_TRACK", "FSSPEC_", "GEMMA_ALIGNMENT_", "GOOGLE_", "HF_", "KEDRO_", "MALLOC_", "MLFLOW_",
+    "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "OMP_NUM_THREADS", "OPENAI_", "OPENBLAS_NUM_THREADS",
+    "PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONWARNINGS",
     "TOKENIZERS_PARALLELISM", "COLUMNS",
 )  # fmt: skip
 """How the variables begin that a run takes along from the study's machine; all others are those of its own machine."""

@@ -18,8 +18,10 @@ LOST = 1
 def attempt_of(child: Child, site: Site, variables: Mapping[str, str]) -> Attempt:
     """What a machine of the cluster needs to do a child's run."""
     before = tuple(Record.read(stage.directory(site.data_root)) for stage in child.run.stages)
-    lock = (site.data_root / LOCK).read_text(encoding="utf-8")
-    return Attempt(child.run, site.project, site.data_root, child.log.absolute(), variables, before, lock, versions())
+    lock = site.mark or (site.data_root / LOCK).read_text(encoding="utf-8")
+    return Attempt(
+        child.run, site.project, site.data_root, child.log.absolute(), variables, before, lock, versions(), site.address
+    )
 
 
 def is_of(attempt: Attempt, record: Record) -> bool:

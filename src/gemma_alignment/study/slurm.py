@@ -27,7 +27,8 @@ from gemma_alignment.study.remote import LOST, attempt_of, is_of, missing_extra,
 logger = logging.getLogger(__name__)
 
 FOLDER = "slurm"
-"""Where submitit keeps what it sends and gets, in the data folder; the runs' own output is where it always is."""
+"""Where submitit keeps what it sends and gets, in the data folder, or with a bucket in the project's; the runs' own
+output is where it always is."""
 LOOK = 2.0
 """Seconds between two looks at the queue."""
 SETTLED = 15.0
@@ -54,6 +55,11 @@ class Queued:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+def exchange(site: Site) -> Path:
+    """Where submitit keeps what it sends and gets: a folder that every machine sees, so no bucket's working folder."""
+    return site.data_root / FOLDER if site.address is None else site.project / FOLDER / site.data_root.name
 
 
 def name_of(data_root: Path) -> str:
@@ -240,7 +246,7 @@ class Slurm:
     def _submit(self, children: Sequence[Child], workers: int, variables: Mapping[str, str]) -> None:
         import submitit
 
-        executor = submitit.SlurmExecutor(self.site.data_root / FOLDER, max_num_timeout=self.settings.retries)
+        executor = submitit.SlurmExecutor(exchange(self.site), max_num_timeout=self.settings.retries)
         name = name_of(self.site.data_root)
         executor.update_parameters(
             job_name=name, array_parallelism=workers, stderr_to_stdout=True, signal_delay_s=90,

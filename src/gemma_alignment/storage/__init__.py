@@ -1,0 +1,1 @@
+"""A study on an object store: worked on in a folder of each machine, and mirrored."""

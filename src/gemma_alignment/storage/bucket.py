@@ -1,0 +1,197 @@
+"""Objects under one address, by fsspec: the few verbs that a mirror needs, and errors that say what to do."""
+
+import json
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gemma_alignment.errors import UserError, brief, chain
+from gemma_alignment.redaction import scrubbed
+from gemma_alignment.storage.address import plain
+
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
+"""Protocol -> the extra of this package that brings it."""
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "s3": {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 3}}},
+    "local": {"auto_mkdir": True},
+}
+"""What fsspec is told beyond what the environment says."""
+VERSIONS = ("ETag", "etag", "generation", "md5Hash", "mtime", "created")
+"""What stores call that which another content changes, the best first."""
+TIMES = ("LastModified", "updated", "mtime", "created", "last_modified")
+PROBE = ".probe-"
+REFUSED = ("AccessDenied", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "401", "403")
+
+
+class Object(NamedTuple):
+    """One object, as a listing tells of it."""
+
+    version: str
+    """Another one for another content."""
+    written: float
+    """Seconds since 1970, by the store's clock."""
+
+
+class Unreachable(UserError):
+    """The store cannot be used; the message says why and what to do."""
+
+
+@dataclass
+class Bucket:
+    """The objects under ``address``, by their names relative to it."""
+
+    address: str
+    skew: float = 0.0
+    """Seconds by which the store's clock is ahead of this machine's."""
+
+    def __post_init__(self) -> None:
+        import fsspec
+
+        self.address = plain(self.address)
+        scheme = self.address.partition("://")[0]
+        options = OPTIONS.get(EXTRAS.get(scheme, scheme), {})
+        try:
+            self._fs, root = fsspec.core.url_to_fs(
+                self.address, use_listings_cache=False, skip_instance_cache=True, **options
+            )
+        except ImportError as error:
+            extra = EXTRAS.get(scheme)
+            what = f"pip install 'gemma_alignment[{extra}]'" if extra else f"install what fsspec needs for {scheme}://"
+            raise UserError(f"{self.address}: {scheme}:// needs packages that are not installed: {what}") from error
+        self._root = root.rstrip("/")
+
+    def listing(self) -> dict[str, Object]:
+        """Every object, by its name.
+
+        Raises:
+            Unreachable: when it cannot be read.
+        """
+        with self._said("list"):
+            self._fs.invalidate_cache()
+            try:
+                found = self._fs.find(self._root, detail=True)
+            except FileNotFoundError:
+                self._fs.ls(self._root.partition("/")[0])  # nothing there yet, or not even the bucket?
+                found = {}
+        return {name.removeprefix(f"{self._root}/"): _object(facts) for name, facts in found.items()}
+
+    def fetch(self, name: str, path: Path) -> None:
+        """Bring an object to a path."""
+        with self._said("read"):
+            self._fs.get_file(self._at(name), str(path))
+
+    def send(self, name: str, path: Path) -> Object:
+        """Bring a file there."""
+        with self._said("write"):
+            self._fs.put_file(str(path), self._at(name))
+            return self._told(name)
+
+    def read(self, name: str) -> bytes | None:
+        """The content of an object; None where there is none."""
+        with self._said("read"):
+            try:
+                return bytes(self._fs.cat_file(self._at(name)))
+            except FileNotFoundError:
+                return None
+
+    def written(self, name: str) -> float | None:
+        """When an object was written, by the store's clock; None where there is none."""
+        with self._said("read"):
+            try:
+                return self._told(name).written
+            except FileNotFoundError:
+                return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Put a content there, whatever was there."""
+        with self._said("write"):
+            self._fs.pipe_file(self._at(name), content)
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Put a content where there is nothing; whether there was nothing. Atomic where the store can do that."""
+        with self._said("write"):
+            try:
+                with self._fs.open(self._at(name), "xb") as file:
+                    file.write(content)
+            except FileExistsError:
+                return False
+        return True
+
+    def remove(self, names: list[str]) -> None:
+        """Remove objects; those that are not there are no error."""
+        with self._said("remove"):
+            for name in names:
+                with suppress(FileNotFoundError):
+                    self._fs.rm_file(self._at(name))
+
+    def check(self) -> None:
+        """Refuse a store that cannot be read, written and cleared by whoever runs this; learn what its clock says.
+
+        Raises:
+            UserError: with what is missing.
+        """
+        probe, content = f"{PROBE}{uuid.uuid4().hex}", json.dumps({"checked": time.time()}).encode()
+        before = time.time()
+        self.write(probe, content)
+        try:
+            if self.read(probe) != content:
+                raise Unreachable(f"{self.address} does not give back what was just written to it; see its rules")
+            self.skew = (self.written(probe) or before) - before
+            self.listing()
+        finally:
+            self.remove([probe])
+
+    def _at(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def _told(self, name: str) -> Object:
+        self._fs.invalidate_cache()
+        return _object(self._fs.info(self._at(name)))
+
+    @contextmanager
+    def _said(self, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            raise Unreachable(scrubbed(self._explained(verb, error))) from None  # a library's error may hold a key
+
+    def _explained(self, verb: str, error: Exception) -> str:
+        names = [type(one).__name__ for one in chain(error)]
+        text = " ".join(f"{type(one).__name__} {one}" for one in chain(error))
+        what = f"{self.address} cannot be {VERBS[verb]}"
+        if any("Credentials" in name for name in names):
+            return (
+                f"{what}: there are no credentials. Give them by the environment (AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; GOOGLE_APPLICATION_CREDENTIALS), on every machine of the study"
+            )
+        if any(isinstance(one, PermissionError) for one in chain(error)) or any(word in text for word in REFUSED):
+            return (
+                f"{what}: the store refuses it to these credentials ({brief(error)}). A study needs the right to "
+                "list, read, write and delete under that address"
+            )
+        if any(isinstance(one, FileNotFoundError) for one in chain(error)) or "NoSuchBucket" in text:
+            return f"{what}: there is no such bucket. Make it first, or correct data_root"
+        return f"{what} ({brief(error)}). Check the network, AWS_ENDPOINT_URL (a store of one's own) and data_root"
+
+
+VERBS = {"list": "listed", "read": "read", "write": "written", "remove": "cleared"}
+
+
+def _object(facts: Mapping[str, Any]) -> Object:
+    version = next((facts[name] for name in VERSIONS if facts.get(name)), "")
+    when = next((facts[name] for name in TIMES if facts.get(name)), 0.0)
+    told = version.timestamp() if isinstance(version, datetime) else version
+    return Object(f"{told}/{facts.get('size')}", _seconds(when))
+
+
+def _seconds(when: Any) -> float:
+    if isinstance(when, str):
+        when = datetime.fromisoformat(when)
+    return when.timestamp() if isinstance(when, datetime) else float(when)

@@ -1,0 +1,189 @@
+"""Who works on what of a bucket: an object that its owner made, renews, and removes at the end.
+
+The object is made exclusively, atomically where the store can do that (S3, Google Cloud Storage, a disk). Who stops
+renewing loses it: after ``STALE`` seconds by the store's own clock it is anybody's. Whoever has lost it learns so
+before the next write, and ends.
+"""
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from gemma_alignment.errors import UserError
+from gemma_alignment.liveness import birth, runs
+from gemma_alignment.storage.bucket import Bucket
+
+logger = logging.getLogger(__name__)
+
+LEASE = "lease.json"
+"""Name of the object in the folder that it is for."""
+BEAT = 30.0
+"""Seconds between two renewals."""
+STALE = 300.0
+"""Seconds without one after which it is anybody's."""
+SETTLED = 1.0
+"""Seconds after which the last of several who took a stale one at the same time has it."""
+STUDY = "GEMMA_ALIGNMENT_LEASE"
+"""Variable with the mark of the study that started this process: its own lost runs are no strangers."""
+
+
+class Lost(UserError):
+    """Somebody else has it now: what this process would write is not wanted any more."""
+
+
+def owner(**facts: str) -> dict[str, Any]:
+    """What a lease says of this process."""
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "pid": pid, "born": birth(pid), "study": os.environ.get(STUDY), **facts}
+
+
+@dataclass
+class Lease:
+    """One lease that this process has."""
+
+    bucket: Bucket
+    name: str
+    facts: Mapping[str, Any]
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Tells it from every other."""
+    _beats: int = 0
+
+    @classmethod
+    def take(cls, bucket: Bucket, name: str, facts: Mapping[str, Any], what: str) -> Self:
+        """Make it, or take one that is over: stale, of a process of this machine that has ended, or of the same study.
+
+        Raises:
+            UserError: when somebody has it, with who that is; ``what`` says what it is for.
+        """
+        lease = cls(bucket, name, facts)
+        while not bucket.create(name, lease._content()):
+            other = bucket.read(name)
+            if other is None:
+                continue  # let go of between the two questions
+            known, silent = _known(other), _silence(bucket, name)
+            if silent <= STALE and not _is_over(known, facts.get("study")):
+                raise UserError(_refusal(bucket, name, what, known, silent))
+            bucket.write(name, lease._content())
+            time.sleep(SETTLED)
+            if lease.is_mine():
+                break
+        return lease
+
+    def is_mine(self) -> bool:
+        """Whether this process still has it."""
+        return _known(self.bucket.read(self.name) or b"").get("mark") == self.mark
+
+    def check(self) -> None:
+        """Refuse to go on without it.
+
+        Raises:
+            Lost: when another process has it.
+        """
+        content = self.bucket.read(self.name)
+        other = _known(content or b"")
+        if other.get("mark") != self.mark:
+            who = f"process {other.get('pid')} on {other.get('host')} has taken over" if content else "it was removed"
+            raise Lost(
+                f"{self.bucket.address}/{self.name} is not this process's any more: {who}, because nothing was heard "
+                f"from here for {STALE:.0f} seconds or because somebody removed it. What was not brought there yet is "
+                "left out: the other one makes it again"
+            )
+
+    def renew(self) -> None:
+        """Say that this process lives.
+
+        Raises:
+            Lost: when another process has it.
+        """
+        self.check()
+        self._beats += 1
+        self.bucket.write(self.name, self._content())
+
+    def release(self) -> None:
+        """Let others have it at once."""
+        if self.is_mine():
+            self.bucket.remove([self.name])
+
+    def _content(self) -> bytes:
+        return json.dumps({**self.facts, "mark": self.mark, "beats": self._beats}).encode()
+
+
+class Pulse:
+    """Renews leases in the background from when it is made, and does something more each time."""
+
+    def __init__(self, leases: Sequence[Lease], more: Callable[[], None] = lambda: None) -> None:
+        self._leases = leases
+        self._more = more
+        self._lost: Lost | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="leases", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Refuse to go on without all of them.
+
+        Raises:
+            Lost: when another process has one.
+        """
+        if self._lost is not None:
+            raise self._lost
+
+    def end(self) -> None:
+        """Stop, and let others have them at once."""
+        self._over.set()
+        self._thread.join()
+        for lease in self._leases:
+            try:
+                lease.release()
+            except UserError as error:
+                logger.warning("%s", error)
+
+    def _beat(self) -> None:
+        while not self._over.wait(BEAT):
+            try:
+                for lease in self._leases:
+                    lease.renew()
+                self._more()
+            except Lost as error:
+                self._lost = error
+                return
+            except UserError as error:  # a bucket that does not answer now may do so with the next beat
+                logger.debug("%s", error)
+
+
+def _known(content: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _silence(bucket: Bucket, name: str) -> float:
+    """Seconds since it was renewed."""
+    written = bucket.written(name)
+    return 0.0 if written is None else time.time() + bucket.skew - written
+
+
+def _is_over(other: Mapping[str, Any], study: str | None) -> bool:
+    """Whether its owner is known to be gone: ended here, or started by the study that starts this process now."""
+    if study is not None and other.get("study") == study:
+        return True  # a study starts a run again only when the earlier one is lost
+    here = other.get("host") == socket.gethostname() and isinstance(other.get("pid"), int)
+    return here and not runs(int(other["pid"]), other.get("born"))
+
+
+def _refusal(bucket: Bucket, name: str, what: str, other: Mapping[str, Any], silent: float) -> str:
+    who = f"process {other.get('pid')} on {other.get('host')} since {other.get('since')}"
+    return (
+        f"{what} already: `{other.get('command', 'another process')}` ({who}, last heard of {max(0.0, silent):.0f} "
+        f"seconds ago). Wait for it, or stop it. If it is gone: {STALE:.0f} seconds after its last sign of life it "
+        f"counts as over, and at once when you remove {bucket.address}/{name}"
+    )

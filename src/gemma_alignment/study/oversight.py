@@ -1,0 +1,98 @@
+"""What a study sees of its runs where they leave their files in a bucket, and that it is the only one there."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from gemma_alignment.errors import UserError
+from gemma_alignment.fingerprints import now
+from gemma_alignment.hooks.provenance import command
+from gemma_alignment.storage.address import is_bucket
+from gemma_alignment.storage.bucket import Unreachable
+from gemma_alignment.storage.lease import Lease, Pulse, owner
+from gemma_alignment.storage.mirror import Mirror
+from gemma_alignment.storage.names import but_checkpoints, small
+from gemma_alignment.study.lock import LOCK, alone
+
+logger = logging.getLogger(__name__)
+
+LOOK = 5.0
+"""Seconds between two looks at what runs on other machines have brought to the bucket."""
+
+
+@dataclass
+class Oversight:
+    """A study's own copy of a bucket."""
+
+    mirror: Mirror
+    lease: Lease
+    pulse: Pulse
+    _looked: float = float("-inf")
+    _is_told: bool = False
+
+    @property
+    def address(self) -> str:
+        """Of the bucket."""
+        return self.mirror.bucket.address
+
+    def look(self, at_once: bool = False) -> None:
+        """Bring here how far the runs of other machines are; a bucket that does not answer is asked again later."""
+        if at_once or time.monotonic() - self._looked >= LOOK:
+            self._looked = time.monotonic()
+            try:
+                self.mirror.pull(small)
+                self._is_told = False
+            except Unreachable as error:
+                if not self._is_told:
+                    logger.warning("%s The study goes on, and looks again", error)
+                self._is_told = True
+
+    def gather(self) -> None:
+        """Bring here all that runs of other machines have made, but for the contents of their checkpoints."""
+        self.mirror.pull(but_checkpoints)
+
+    def bring(self) -> None:
+        """Bring there what was changed here and is no living run's: logs, and the ends of runs that did not say so."""
+        try:
+            self.pulse.check()
+            self.mirror.push(self.mirror.groups())
+        except UserError as error:
+            logger.warning("%s", error)
+
+
+@contextmanager
+def held(folder: Path, data_root: str) -> Iterator[Oversight | None]:
+    """Be the only study in a data folder, and in the bucket that it is the working folder of, for as long as it runs.
+
+    Raises:
+        UserError: when another study is there, and for a bucket without rights.
+    """
+    with alone(folder):
+        if not is_bucket(data_root):
+            yield None
+            return
+        mirror = Mirror(data_root, folder)
+        mirror.bucket.check()
+        facts = owner(since=now(), command=command())
+        lease = Lease.take(mirror.bucket, LOCK, facts, f"A study runs in {mirror.bucket.address}")
+        pulse = Pulse([lease])
+        try:
+            sight = Oversight(mirror, lease, pulse)
+            sight.gather()
+            sight.bring()
+            yield sight
+        finally:
+            pulse.end()
+
+
+def fetched(folder: Path, data_root: str, all_of_it: bool = False) -> None:
+    """Bring here what tells how far a study is, or all of it: for whoever only looks.
+
+    Raises:
+        UserError: when the bucket cannot be read.
+    """
+    if is_bucket(data_root):
+        Mirror(data_root, folder).pull(but_checkpoints if all_of_it else small)

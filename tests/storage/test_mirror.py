@@ -1,0 +1,358 @@
+"""A bucket and its working folders: what goes where, in which order, and who is right."""
+
+import itertools
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from gemma_alignment.datasets import run_log
+from gemma_alignment.datasets.checkpoint_store import SUMS, CheckpointStore, discard, saved
+from gemma_alignment.datasets.run_log import KINDS, RunLog
+from gemma_alignment.errors import UserError
+from gemma_alignment.schemas import TrainingState
+from gemma_alignment.storage import lease, names
+from gemma_alignment.storage.bucket import Bucket, Unreachable
+from gemma_alignment.storage.mirror import Mirror
+from gemma_alignment.storage.names import but_checkpoints, group_of, small
+from gemma_alignment.training.checkpoints import Checkpoint
+
+RUN = "07_model_output/grpo/seed=1"
+OLD = "/iteration=000000/", "/iteration=000002/"
+CACHE = "07_model_output/judge_cache.jsonl"
+
+
+@pytest.fixture
+def machine(address, tmp_path):
+    """``machine(name)``: the mirror of a machine of this name, as a process that starts there sees it."""
+    return lambda name: Mirror(address, tmp_path / name)
+
+
+def put(one, name, content):
+    path = one.folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def tree(one):
+    """Every file of a study in a working folder."""
+    files = (path for path in one.folder.rglob("*") if path.is_file())
+    found = {path.relative_to(one.folder).as_posix(): path.read_bytes() for path in files}
+    return {name: content for name, content in found.items() if names.is_data(name)}
+
+
+def push(one, **how):
+    one.push(one.groups(), **how)
+
+
+def test_the_names_of_mirror_and_store_are_the_same():
+    from gemma_alignment.datasets import checkpoint_store
+    from gemma_alignment.fingerprints import RECORD
+
+    assert f"/{checkpoint_store.CHECKPOINTS}/" == names.CHECKPOINTS
+    assert (checkpoint_store.SUMS, RECORD) == (names.SUMS, names.RECORD)
+
+
+def test_files_belong_to_a_run_or_stand_alone():
+    assert group_of(f"{RUN}/checkpoints/iteration=000001/state.json") == RUN
+    assert group_of("06_models/grpo@k8/seed=1/policy/a") == "06_models/grpo@k8/seed=1"
+    assert group_of("07_model_output/sft/run.json") == "07_model_output/sft"
+    assert group_of(CACHE) == CACHE
+
+
+def test_another_machine_gets_the_same_bytes(machine):
+    here = machine("here")
+    for name, content in ((f"{RUN}/run.json", b"{}"), ("06_models/base/a b.bin", bytes(range(256))), (CACHE, b"")):
+        put(here, name, content)
+    for name in (".hidden", f"{RUN}/.run.json.host.1.new", "study.lock", f"{RUN}/lease.json", "a/x.claims"):
+        put(here, name, b"not of the study")
+    push(here)
+    there = machine("there")
+    there.pull()
+    assert tree(there) == tree(here) and len(tree(here)) == 3
+    assert set(here.bucket.listing()) == set(tree(here))
+
+
+def test_only_what_was_changed_is_sent_and_fetched(machine, monkeypatch):
+    here, there, moved = machine("here"), machine("there"), []
+    for verb in ("send", "fetch"):
+        real = getattr(Bucket, verb)
+
+        def noted(self, name, path, verb=verb, real=real):
+            moved.append((verb, name))
+            return real(self, name, path)
+
+        monkeypatch.setattr(Bucket, verb, noted)
+    put(here, "a/1", b"1"), put(here, "a/2", b"2")
+    push(here), push(here), there.pull(), there.pull()
+    put(here, "a/2", b"22")
+    push(machine("here")), machine("there").pull()  # as processes that start later
+    push(there)
+    first = [(verb, name) for verb in ("send", "fetch") for name in ("a/1", "a/2")]
+    assert moved == [*first, ("send", "a/2"), ("fetch", "a/2")]
+    (here.folder / "a/1").unlink()
+    here.push(["a/1"]), there.pull()
+    assert set(tree(there)) == set(here.bucket.listing()) == {"a/2"}
+
+
+def test_what_nobody_else_has_changed_may_be_newer_here_and_stays(machine):
+    here = machine("here")
+    put(here, f"{RUN}/history.jsonl", b"1\n")
+    push(here)
+    put(here, f"{RUN}/history.jsonl", b"1\n2\n"), put(here, f"{RUN}/run.json", b"{}")
+    machine("here").pull()
+    assert tree(here) == {f"{RUN}/history.jsonl": b"1\n2\n", f"{RUN}/run.json": b"{}"}
+
+
+def test_where_another_machine_went_on_its_whole_run_replaces_this_ones(machine):
+    here, there = machine("here"), machine("there")
+    put(here, f"{RUN}/history.jsonl", b"1\n")
+    push(here), there.pull()
+    put(here, f"{RUN}/history.jsonl", b"1\n2\n3\n"), put(here, f"{RUN}/checkpoints/iteration=000003/state.json", b"3")
+    put(there, f"{RUN}/history.jsonl", b"1\n2\n")
+    push(there)
+    put(here, "06_models/mine", b"another group is not touched")
+    here.pull()
+    assert tree(here) == {f"{RUN}/history.jsonl": b"1\n2\n", "06_models/mine": b"another group is not touched"}
+    assert not (here.folder / RUN / "checkpoints").exists()
+
+
+def test_what_another_process_of_this_machine_writes_is_left_to_it(machine):
+    here, there, other = machine("here"), machine("there"), machine("here")
+    put(here, f"{RUN}/history.jsonl", b"1\n"), push(here), there.pull()
+    put(there, f"{RUN}/history.jsonl", b"1\n2\n"), push(there)
+    other.claim([RUN])
+    put(here, f"{RUN}/half", b"half"), here.pull(), push(here)
+    assert tree(here) == {f"{RUN}/history.jsonl": b"1\n", f"{RUN}/half": b"half"}
+    assert set(here.bucket.listing()) == {f"{RUN}/history.jsonl"}
+    other.pull()
+    assert tree(other) == {f"{RUN}/history.jsonl": b"1\n2\n"}
+    other.close(), put(here, f"{RUN}/half", b"half"), push(here)
+    assert f"{RUN}/half" in here.bucket.listing()
+
+
+def test_replies_that_were_paid_for_are_kept_of_both(machine):
+    here, there = machine("here"), machine("there")
+    put(here, CACHE, b"one\n"), push(here), there.pull()
+    put(here, CACHE, b"one\nhere\nhere\n"), put(there, CACHE, b"one\nthere\ntorn")
+    push(there)
+    here.pull()
+    assert tree(here)[CACHE] == b"one\nthere\ntorn\nhere\nhere\n"
+    push(here), there.pull()
+    assert tree(there) == tree(here)
+    put(here, "07_model_output/judge_cache.spend.jsonl", b"never brought\n")
+    here.pull()
+    assert tree(here)["07_model_output/judge_cache.spend.jsonl"] == b"never brought\n"
+
+
+def test_lines_go_there_between_checkpoints_but_only_when_they_grew(machine):
+    here = machine("here")
+    put(here, CACHE, b"1\n"), put(here, f"{RUN}/history.jsonl", b"1\n2\n"), put(here, f"{RUN}/run.json", b"{}")
+    push(here, only_grown=True)
+    assert set(here.bucket.listing()) == {CACHE, f"{RUN}/history.jsonl"}
+    put(here, CACHE, b"1\n2\n"), put(here, f"{RUN}/history.jsonl", b"1\n")
+    push(here, only_grown=True)
+    assert here.bucket.read(CACHE) == b"1\n2\n"
+    assert here.bucket.read(f"{RUN}/history.jsonl") == b"1\n2\n"
+
+
+def test_who_only_looks_brings_no_contents_of_checkpoints_and_no_models(machine):
+    here, there = machine("here"), machine("there")
+    names = (f"{RUN}/checkpoints/iteration=000001/{SUMS}", f"{RUN}/run.json", "06_models/a/b")
+    for name in (*names, f"{RUN}/checkpoints/iteration=000001/policy.safetensors"):
+        put(here, name, name.encode())
+    push(here)
+    there.pull(small)
+    assert set(tree(there)) == set(names[:2]) and saved(there.folder / RUN / "checkpoints") == [1]
+    there.pull(but_checkpoints)
+    assert set(tree(there)) == set(names)
+    push(there)
+    there.pull()
+    assert tree(there) == tree(here)
+
+
+def test_what_a_cleaner_removed_here_is_brought_again(machine):
+    here = machine("here")
+    names = [f"{RUN}/checkpoints/iteration=00000{i}/{name}" for i in (1, 2) for name in (SUMS, "state.json")]
+    for name in ("06_models/a/b", *names):
+        put(here, name, b"x")
+    push(here)
+    whole = tree(here)
+    (here.folder / "06_models/a/b").unlink()
+    discard(here.folder / RUN / "checkpoints")
+    here.pull()
+    assert tree(here) == whole
+    discard(here.folder / RUN / "checkpoints/iteration=000001")  # given up for a later one, and that was not said yet
+    here.pull()
+    assert set(tree(here)) == set(whole) - set(names[:2])
+
+
+def test_a_bucket_that_was_emptied_does_not_empty_the_working_folder(machine):
+    here = machine("here")
+    put(here, "06_models/a", b"x"), push(here)
+    here.bucket.remove(["06_models/a"])
+    with pytest.raises(UserError, match=r"is empty, and .* holds what was there"):
+        here.pull()
+    assert tree(here) == {"06_models/a": b"x"}
+
+
+def test_a_lease_tells_whether_a_run_of_another_machine_lives(machine, monkeypatch):
+    from gemma_alignment.fingerprints import Record
+
+    here, there = machine("here"), machine("there")
+    record = Record("grpo", 1, "", {}, {}, host="elsewhere", pid=7)
+    record.write(here.folder / RUN), push(here)
+    monkeypatch.setattr(lease, "SETTLED", 0.0)
+    held = lease.Lease.take(here.bucket, f"{RUN}/lease.json", {"host": "elsewhere"}, "it")
+    there.pull(small)
+    assert record.is_alive(there.folder / RUN)
+    os.utime(there.folder / RUN / "lease.json", (1, 1))
+    assert not record.is_alive(there.folder / RUN)
+    held.renew(), there.pull(small)
+    assert record.is_alive(there.folder / RUN)
+    held.release(), there.pull(small)
+    assert not (there.folder / RUN / "lease.json").exists()
+
+
+def test_a_working_folder_that_cannot_be_made_is_said(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="set XDG_CACHE_HOME to a folder of this machine"):
+        Mirror(f"local://{tmp_path}/store", tmp_path / "file" / "copy")
+
+
+class Training:
+    """Iterations with lines and checkpoints, pushed as a run does."""
+
+    def __init__(self, one):
+        self.mirror = one
+        self.log = RunLog(one.folder / RUN)
+        self.store = CheckpointStore(one.folder / RUN / "checkpoints", resume=True)
+        self.store.after_save = lambda: one.push([RUN])
+
+    def run(self, last, kept=2, every=2):
+        self.mirror.pull()
+        start = self.store.begin()
+        if start is not None:
+            self.log.resume(start.position)
+        first = 0 if start is None else start.state.iteration + 1
+        for i in range(first, last + 1):
+            metrics, samples = {"m": i / 3}, ({"response": str(i)},)
+            self.log.append(SimpleNamespace(iteration=i, metrics=metrics, timing={}, samples=samples))
+            self.mirror.push([RUN], only_grown=True)
+            if i % every == 0:
+                state = TrainingState(i, {"policy": {"w": torch.full((2,), float(i))}}, {})
+                self.store.save(Checkpoint(state, self.log.position()), kept)
+        (self.mirror.folder / RUN / "run.json").write_text(str(last))
+        self.mirror.push([RUN])
+        return first
+
+
+class Cut(Exception):
+    """The machine is gone."""
+
+
+def cut_after(monkeypatch, count):
+    """Let a machine be gone with the operation ``count`` of the store, which is not done; how many were done."""
+    done = itertools.count()
+    for verb in ("send", "remove"):
+        real = getattr(Bucket, verb)
+
+        def counted(self, *words, verb=verb, real=real):
+            if verb == "send" and next(done) >= count:
+                raise Cut
+            if verb == "remove":
+                for name in words[0]:
+                    if next(done) >= count:
+                        raise Cut
+                    real(self, [name])
+                return None
+            return real(self, *words)
+
+        monkeypatch.setattr(Bucket, verb, counted)
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_run_cut_off_at_any_moment_goes_on_elsewhere_to_the_same_bytes(tmp_path, monkeypatch, earlier):
+    """``earlier``: on top of another training in the same place, which it replaces."""
+    monkeypatch.setattr(run_log, "time", SimpleNamespace(time_ns=lambda: 0))
+    monkeypatch.setattr(os, "fsync", lambda number: None)  # no power is cut
+
+    def begun(count):
+        place = f"local://{tmp_path}/{earlier}-{count}"
+        one = Mirror(place, tmp_path / f"here-{earlier}-{count}")
+        if earlier:
+            Training(one).run(5)
+            discard(one.folder / RUN / "checkpoints")  # as a start with overwrite=true sets them aside
+            (one.folder / RUN / "run.json").write_text("running")
+        return place, one
+
+    place, one = begun("whole")
+    one.push([RUN])
+    Training(one).run(4, kept=1)
+    expected = tree(one)
+    firsts = set()
+    for count in range(200):
+        place, one = begun(count)
+        with monkeypatch.context() as patch:
+            cut_after(patch, count)
+            try:
+                one.push([RUN])
+                Training(one).run(4, kept=1)
+                break
+            except Cut:
+                pass
+        there = Mirror(place, tmp_path / f"there-{earlier}-{count}")
+        if earlier and (there.pull(), (there.folder / RUN / "run.json").read_text())[1] == "5":
+            continue  # nothing of the new one is there yet: the old one is whole
+        firsts.add(Training(there).run(4, kept=1))
+        # an old checkpoint that was about to be removed goes with the next one that is saved
+        found = {name: one for name, one in tree(there).items() if not name.split("checkpoints")[-1].startswith(OLD)}
+        assert found == expected, count
+        again = Mirror(place, tmp_path / f"third-{earlier}-{count}")
+        again.pull()
+        assert tree(again) == tree(there)
+    assert firsts >= {0, 1, 3, 5} and count > 15
+
+
+def test_a_checkpoint_is_gone_only_when_a_later_one_is_whole(tmp_path, monkeypatch):
+    """At every operation there is a whole checkpoint, once there was one, and lines enough for it."""
+    one = Mirror(f"local://{tmp_path}/store", tmp_path / "here")
+    seen = []
+
+    def look():
+        other = Mirror(f"local://{tmp_path}/store", tmp_path / f"look-{len(seen)}")
+        other.pull()
+        found = CheckpointStore(other.folder / RUN / "checkpoints", resume=True).begin()
+        if found is not None:
+            RunLog(other.folder / RUN).resume(found.position)
+        seen.append(-1 if found is None else found.state.iteration)
+
+    for verb in ("send", "remove"):
+        real = getattr(Bucket, verb)
+
+        def watched(self, *words, real=real):
+            result = real(self, *words)
+            look()
+            return result
+
+        monkeypatch.setattr(Bucket, verb, watched)
+    Training(one).run(8, kept=1)
+    assert seen == sorted(seen) and set(seen) == {-1, 0, 2, 4, 6, 8}
+
+
+def test_a_store_that_is_away_costs_nothing_here(machine, monkeypatch):
+    here = machine("here")
+    put(here, "a/b", b"1")
+    with monkeypatch.context() as patch:
+        patch.setattr(here.bucket._fs, "put_file", lambda *words, **more: (_ for _ in ()).throw(OSError("away")))
+        with pytest.raises(Unreachable, match="away"):
+            push(here)
+    push(here)
+    assert here.bucket.read("a/b") == b"1"
+
+
+def test_every_kind_of_line_file_is_pushed_between_checkpoints():
+    assert all(Path(f"{kind}.jsonl").suffix in names.LINES for kind in KINDS)
