@@ -178,6 +178,31 @@ def test_a_run_whose_stage_was_taken_over_ends_and_brings_nothing_more(project, 
     assert json.loads((objects(place) / ARM / "lease.json").read_text())["host"] == "elsewhere"
 
 
+def test_a_reply_of_a_judge_is_in_the_bucket_with_the_next_beat(project, place, move, monkeypatch):
+    from small_project import nodes
+
+    project.run(*PREPARED, "ppo", "grpo", data_root=place)
+    real, cache = nodes.judge, "07_model_output/judge_cache.jsonl"
+
+    def judge(responses, run_cards, connection, evaluation, settings, *finished):
+        for number in (1, 2):
+            with connection._cache_path.open("a") as file:
+                file.write(f"reply {number}\n")
+            deadline = time.monotonic() + 60
+            while not (objects(place) / cache).exists() or (objects(place) / cache).read_text().count("reply") < number:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        return real(responses, run_cards, connection, evaluation, settings, *finished)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(leases, "BEAT", 0.1)
+        patch.setattr(nodes, "judge", judge)
+        project.run("evaluation", data_root=place)
+    there = move("second")
+    project.run("evaluation", data_root=place)
+    assert (there / cache).read_text() == "reply 1\nreply 2\n"
+
+
 @pytest.mark.cli
 def test_a_study_in_a_bucket(project, place, move):
     words = ("kedro", "study", "--env=test", "--seeds=1", f"--params=data_root={place}")

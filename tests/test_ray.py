@@ -11,6 +11,7 @@ import pytest
 
 from gemma_alignment.errors import UserError
 from gemma_alignment.parameters.cluster import ClusterParameters, SlurmParameters
+from gemma_alignment.storage.lease import STUDY as LEASE
 from gemma_alignment.study.ray_cluster import Task, carried, connect, trace
 
 SLURM = SlurmParameters(60, None, None, None, ())
@@ -75,6 +76,8 @@ def test_a_run_takes_along_what_means_the_same_everywhere():
     assert carried({**variables, "OMP_NUM_THREADS": "1"}) == {
         "MLFLOW_TRACKING_URI": "u", "HF_TOKEN": "t", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
+    bucket = {"AWS_ENDPOINT_URL": "u", "GOOGLE_APPLICATION_CREDENTIALS": "/k", LEASE: "mark"}
+    assert carried({**bucket, "XDG_CACHE_HOME": "/of/this/machine"}) == bucket
 
 
 @pytest.fixture

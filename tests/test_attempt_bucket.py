@@ -1,0 +1,75 @@
+"""One run on a machine of a cluster whose study is in a bucket: its own folder there, what it fetches and brings."""
+
+import pickle
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from gemma_alignment.fingerprints import Record
+from gemma_alignment.storage import lease as leases
+from gemma_alignment.storage.address import working_folder
+from gemma_alignment.storage.bucket import Bucket, Unreachable
+from gemma_alignment.study import attempt as module
+from gemma_alignment.study.attempt import Outcome
+from gemma_alignment.study.engine import Site
+from gemma_alignment.study.oversight import held
+from gemma_alignment.study.plan import Run
+from gemma_alignment.study.processes import Child
+from gemma_alignment.study.remote import attempt_of
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """``elsewhere(pipelines, **params)``: the attempt of a study on a bucket, on a machine with an empty cache."""
+    (tmp_path / "pyproject.toml").touch()
+    monkeypatch.setattr(leases, "SETTLED", 0.0)
+    address = f"local://{tmp_path}/store/a"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "driver"))
+    with held(working_folder(address), address) as sight:
+
+        def make(*pipelines, **params):
+            root = sight.mirror.folder
+            child = Child(Run(pipelines, params, "test"), root / "07_model_output" / "preparation.log")
+            return attempt_of(child, Site(tmp_path, root, "cpu", 1, 1, sight.address, sight.lease.mark), {})
+
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "worker"))
+        yield make
+
+
+def test_a_machine_works_in_a_folder_of_its_own_and_brings_the_log(elsewhere, tmp_path, monkeypatch):
+    attempt = elsewhere("sft")
+    real = subprocess.Popen
+
+    def say(words, **options):
+        return real([sys.executable, "-c", f"print({words[-1]!r})"], **options)
+
+    monkeypatch.setattr(module.subprocess, "Popen", say)
+    assert attempt() == Outcome(0)
+    name = "07_model_output/preparation.log"
+    assert (tmp_path / "store/a" / name).read_text() == "--env=test\n"
+    assert not attempt.log.exists() and (working_folder(attempt.address) / name).exists()
+    assert pickle.loads(pickle.dumps(attempt)) == attempt  # noqa: S301 -- our own bytes
+
+
+def test_a_lost_run_goes_on_from_what_it_had_brought(elsewhere, tmp_path, monkeypatch):
+    attempt = elsewhere("grpo", seed=1)
+    record = Record("grpo", 1, "", {}, {}, host="elsewhere", pid=7)
+    record.write(tmp_path / "store/a/07_model_output/grpo/seed=1")
+    words, over = [], SimpleNamespace(wait=lambda seconds=None: 0, poll=lambda: 0)
+    monkeypatch.setattr(module.subprocess, "Popen", lambda said, **options: words.extend(said) or over)
+    assert attempt() == Outcome(0)
+    assert words[-1] == "seed=1,overwrite=false,resume=true"
+
+
+def test_another_study_is_refused(elsewhere, tmp_path):
+    attempt = elsewhere("sft")
+    (tmp_path / "store/a/study.lock").write_text("{}")
+    assert "is held by another study, or by none, as seen from here" in attempt().word
+
+
+def test_storage_without_rights_is_refused(elsewhere, tmp_path, monkeypatch):
+    attempt = elsewhere("sft")
+    monkeypatch.setattr(Bucket, "write", lambda self, name, content: (_ for _ in ()).throw(Unreachable("no right")))
+    assert attempt().word.endswith("no right")
