@@ -1,7 +1,7 @@
 """A whole study: starts of a process, cold and from the warm server; wall time against workers, and processes of a run.
 
     python benchmarks/study.py start --rounds 5         # to the first record of a small arm, in turns
-    python benchmarks/study.py workers --most 2         # six short arms on prepared artefacts, 1 or 2 at a time, in turns
+    python benchmarks/study.py workers --most 2         # six short arms, 1 or 2 at a time, in turns
     python benchmarks/study.py processes --rounds 3     # a short arm by one process and by two, in turns
 
 Results go to ``benchmarks/results/study.json``. The data is made in ``build/bench/study`` and kept.

@@ -22,6 +22,8 @@ from job import made
 from machine import described
 from switches import PORTABLE
 
+from gemma_alignment.study.processes import KEEP_MEMORY
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 RESULTS = HERE / "results" / "peers.json"
@@ -41,12 +43,15 @@ class Case:
     theirs: dict[str, Any] = field(default_factory=dict)
     off: tuple[str, ...] = ()
     """Levers of ours that are switched off."""
+    kept: bool = False
+    """Whether TRL's process too keeps the memory that it frees, as every process of a study does."""
 
 
 CASES = (
     Case("grpo", "base", "grpo", 4.0),
     Case("grpo-portable", "base", "grpo", 2.8, off=tuple(PORTABLE)),
     Case("grpo-mid", "mid", "grpo", 5.0),
+    Case("grpo-mid-kept", "mid", "grpo", 0.0, kept=True),
     Case("ppo", "base", "ppo", 2.5, "1.12.0"),
     Case("ppo-equal-critic", "base", "ppo", 2.5, "1.12.0", theirs={"critic": "adapter"}),
     Case("sft", "base", "sft", 1.3),
@@ -58,10 +63,10 @@ UNSHOWN = ("ours", "theirs", "machine", "versions")
 class Worker:
     """A process that does laps when asked."""
 
-    def __init__(self, python: str, script: str, asked: dict[str, Any], log: Path) -> None:
+    def __init__(self, python: str, script: str, asked: dict[str, Any], log: Path, more: dict[str, str]) -> None:
         environment = {
             **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(log.parent / "hf"),
-            "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore",
+            "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore", **more,
         }  # fmt: skip
         self._log = log.open("w")
         self._log_path = log
@@ -95,9 +100,9 @@ def compared(case: Case, folder: Path, pythons: dict[str, str], laps: int, warm_
     """One case: laps in turns, who begins in turns too; then one lap each whose operations are counted."""
     model = str(made(case.size, folder))
     asked = {"job": case.job, "model": model, "set": case.ours, "off": case.off}
-    ours = Worker(sys.executable, "ours.py", asked, folder / "ours.log")
-    theirs = Worker(pythons[case.version], "theirs.py", {"job": case.job, "model": model, **case.theirs},
-                    folder / "theirs.log")  # fmt: skip
+    other = {"job": case.job, "model": model, **case.theirs}
+    ours = Worker(sys.executable, "ours.py", asked, folder / "ours.log", KEEP_MEMORY)
+    theirs = Worker(pythons[case.version], "theirs.py", other, folder / "theirs.log", KEEP_MEMORY if case.kept else {})
     rounds: list[tuple[dict[str, Any], dict[str, Any]]] = []
     try:
         for number in range(warm_up + laps):

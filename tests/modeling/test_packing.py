@@ -27,6 +27,13 @@ def batch() -> Sequences:
     return sequences(IDS, ANSWERS, 0)
 
 
+def differing(rows: Sequences, unread: int) -> int:
+    """How many token sequences the rows begin with, their last ``unread`` tokens left out."""
+    parts = zip(rows.prompt_tokens, rows.prompt_mask, rows.response_tokens, rows.response_mask, strict=True)
+    whole = [[*prompt[seen].tolist(), *answer[real].tolist()] for prompt, seen, answer, real in parts]
+    return len({tuple(row[:end]) for row in whole for end in range(1, len(row) + 1 - unread)})
+
+
 def sizes(**more: Any) -> dict[str, Any]:
     return {
         "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -84,6 +91,8 @@ def test_who_sees_whom_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert split.tokens.tolist() == [[2, 3, 4, 5], [2, 3, 6, 0], [7, 8, 0, 0]]
     assert split.index.tolist() == [[1, 2, 3], [5, 6, 0], [8, 9, 0]]
     assert split.first.tolist() == [[0, 1, 2, 3], [0, 1, 6, 7], [8, 9, 10, 11]], "the second prompt is the first one"
+    assert packed.ends.int().tolist() == [[0, 0, 0, 1, 1, 0, 1]]
+    assert split.ends.int().tolist() == [[0, 0, 0, 1], [0, 0, 1, 0], [0, 1, 0, 0]]
     assert rows.sees()[1].int().tolist()[4] == [0, 0, 0, 0, 1]  # padding attends to itself
 
 
@@ -93,6 +102,45 @@ def test_every_real_token_stands_once_and_prompts_once_a_prompt() -> None:
     flat = packed.tokens.flatten()
     for prompt, answer, row in zip(IDS, ANSWERS, packed.index, strict=True):
         assert [int(flat[i]) for i in row[: len(answer) + 1]] == [prompt[-1], *answer]
+
+
+def test_tokens_after_the_same_tokens_are_one_position_by_hand() -> None:
+    """Prompt 2 3 with responses 4 5 1 and 4 6 1; prompt 2 4 with response 5 1: the last is after 2 4, not 2 3 4."""
+    packed = pack(sequences([[2, 3], [2, 3], [2, 4]], [[4, 5, 1], [4, 6, 1], [5, 1]], 0))
+    assert packed.tokens.tolist() == [[2, 3, 4, 5, 1, 4, 6, 1, 2, 4, 5, 1]]
+    assert packed.first.tolist() == [[0, 1, 2, 3, 4, 2, 6, 7, 0, 9, 10, 11]]
+    same = pack(sequences([[2], [2, 3]], [[3, 4], [4]], 0))  # 2 3 4 twice, with the prompt's end in another place
+    assert same.tokens.tolist() == [[2, 3, 4, 2, 3, 4]] and same.first.tolist() == [[0, 1, 2, 0, 1, 2]]
+
+
+def test_what_no_wanted_state_reads_is_not_computed() -> None:
+    """The last token of a response counts where its state is wanted, or where another response goes on behind it."""
+    model = base("gemma").model
+    rows = sequences([[2, 3], [2, 3], [2, 3]], [[4, 5], [4, 5, 6], [7]], 0)
+    packed = pack(rows)
+    every = torch.nn.functional.pad(rows.response_mask, (1, 0), value=True)
+    before = torch.nn.functional.pad(rows.response_mask, (0, 1))
+    states, positions = gemma_states(model, packed, packed.index[every])
+    assert positions == len([2, 3, 4, 5, 6, 7])
+    fewer, positions = gemma_states(model, packed, packed.index[before])
+    assert positions == len([2, 3, 4, 5])
+    read = before[every]
+    torch.testing.assert_close(fewer, states[read], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("act", ["gelu_pytorch_tanh", "gelu"])
+def test_gate_and_up_have_the_gradients_of_their_parts(act: str) -> None:
+    from transformers.activations import ACT2FN
+
+    rows = torch.randn(5, 6, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    upstream = torch.randn(5, 3, generator=torch.Generator().manual_seed(2))
+    function = ACT2FN[act]
+    gate, up = rows.chunk(2, 1)
+    expected = function(gate) * up
+    found = gemma._gated(function, rows)
+    torch.testing.assert_close(found, expected, atol=1e-7, rtol=1e-6)
+    (one,), (other,) = (torch.autograd.grad(y, rows, upstream) for y in (found, expected))
+    torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("width", [4, 12, 128])
@@ -120,7 +168,7 @@ def test_a_gemma_computes_no_padding_and_no_prompt_twice(monkeypatch: pytest.Mon
     packed = pack(batch())
     assert packed.real > 24 and packed.tokens.numel() > packed.real
     states, positions = gemma_states(model, packed, packed.index.flatten())
-    assert positions == len([2, 10, 11]) + len([2, 20]) + len([2, 30, 31, 32, 33]) + sum(map(len, ANSWERS)) == 24
+    assert positions == differing(batch(), 0) == 3 + 1 + 4 + sum(map(len, ANSWERS)) - len([5]) == 21
     found = states.view(*packed.index.shape, -1)
     assert torch.equal(found[0, 0], found[2, 0]) and torch.equal(found[0, 0], found[4, 0])
     assert not torch.equal(found[0, 0], found[1, 0])
@@ -196,9 +244,9 @@ def test_values_and_scores_are_those_of_the_padded_way() -> None:
             scores = model.scores(rows)
         with model.role("critic"):
             found.append((scores, model.values(rows)[rows.response_mask]))
-        positions = int(rows.prompt_mask.sum() + rows.response_mask.sum())
-        shared_prompt = int(rows.prompt_mask[0].sum()) if packs else 0
-        assert model.forward_flops() == 2 * 2 * model._body_size * (positions - shared_prompt)
+        all_real = int(rows.prompt_mask.sum() + rows.response_mask.sum())
+        positions = differing(rows, 0) + differing(rows, 1) if packs else 2 * all_real
+        assert model.forward_flops() == 2 * model._body_size * positions
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=0)
     assert SHAPE.max_positions > rows.response_mask.shape[1]
 
@@ -277,9 +325,10 @@ def test_the_head_counts_where_logits_are_read_and_nowhere_else() -> None:
     prompt, response = int(rows.prompt_mask.sum()), int(rows.response_mask.sum())
     with model.role("policy"):
         model.logprobs(rows, 1.0)
-    assert model.forward_flops() == 2 * (weights * (prompt + response) + head.weight.numel() * response)
+    read = prompt + response - 1  # no state is read after the last token
+    assert model.forward_flops() == 2 * (weights * read + head.weight.numel() * response)
     model.count_decoding(7)
-    assert model.forward_flops() == 2 * (weights * (prompt + response + 7) + head.weight.numel() * (response + 7))
+    assert model.forward_flops() == 2 * (weights * (read + 7) + head.weight.numel() * (response + 7))
 
 
 def test_the_passes_over_one_batch_share_its_packing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn.functional import rms_norm, scaled_dot_product_attention
+from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from gemma_alignment.modeling.lora import side_by_side
 from gemma_alignment.modeling.packing import Packed, masks_for
@@ -27,10 +27,11 @@ def is_plain(model: Any) -> bool:
 def gemma_states(model: Any, packed: Packed, wanted: Tensor) -> tuple[Tensor, int]:
     """Final hidden states (n, d) of the ``wanted`` places (n,), and how many positions there are that differ.
 
-    What no wanted state reads is left out of the last layer: there the others are keys and values alone.
+    What no wanted state reads is left out: the last token of a response, and in the last layer all others but their
+    keys and values.
     """
     inner = model.model
-    rows, own = _rows_of(model, packed)
+    rows, own = _rows_of(model, packed, wanted)
     asked, order = rows.whole.number[wanted].unique(return_inverse=True)
     states = inner.embed_tokens(packed.tokens.flatten()[own])
     last = len(inner.layers) - 1
@@ -45,19 +46,16 @@ def gemma_states(model: Any, packed: Packed, wanted: Tensor) -> tuple[Tensor, in
             states = _Taken.apply(states, asked)
         states = states + attention.o_proj(attended)
         mixed = _normed(layer.post_attention_layernorm, states)
-        gate, up = side_by_side([mlp.gate_proj, mlp.up_proj], mixed).chunk(2, 1)
-        states = states + mlp.down_proj(mlp.act_fn(gate) * up)
+        states = states + mlp.down_proj(_gated(mlp.act_fn, side_by_side([mlp.gate_proj, mlp.up_proj], mixed)))
     return _normed(inner.norm, states).index_select(0, order), int(own.sum())
 
 
 def _normed(norm: Any, states: Tensor) -> Tensor:
-    if torch.is_grad_enabled() and states.requires_grad:
-        return cast(Tensor, _Normed.apply(states, 1.0 + norm.weight, norm.eps))
-    return rms_norm(states, (states.shape[-1],), 1.0 + norm.weight, norm.eps)
+    return cast(Tensor, _Normed.apply(states, 1.0 + norm.weight, norm.eps))
 
 
 class _Normed(torch.autograd.Function):
-    """y = w · x / √(mean x² + ε) for rows x (N, d), w frozen; its backward in few passes, where torch's takes many."""
+    """y = w · x / √(mean x² + ε) for rows x (N, d), w frozen; in few passes, where torch's takes many."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -75,6 +73,38 @@ class _Normed(torch.autograd.Function):
         return gradient.mul_(inverse).addcmul_(x, along, value=-1), None, None
 
 
+def _gated(act: Any, rows: Tensor) -> Tensor:
+    """act(gate) · up for gate and up side by side (N, 2 m)."""
+    from transformers.activations import GELUTanh
+
+    if type(act) is GELUTanh and torch.is_grad_enabled() and rows.requires_grad:
+        return cast(Tensor, _Gated.apply(rows))
+    gate, up = rows.chunk(2, 1)
+    active = act(gate)
+    return cast(Tensor, active * up if torch.is_grad_enabled() else active.mul_(up))
+
+
+class _Gated(torch.autograd.Function):
+    """GELU(gate) · up, in its tanh form; both gradients are written side by side, where torch joins them afterwards."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        gate, up = rows.chunk(2, 1)
+        active = gelu(gate, approximate="tanh")
+        ctx.save_for_backward(rows, active)
+        return active * up
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Tensor:
+        rows, active = ctx.saved_tensors
+        gate, up = rows.chunk(2, 1)
+        found = torch.empty_like(rows)
+        below, other = found.chunk(2, 1)
+        torch.mul(upstream[0], active, out=other)
+        torch.ops.aten.gelu_backward.grad_input(upstream[0] * up, gate, approximate="tanh", grad_input=below)
+        return found
+
+
 @dataclass(frozen=True)
 class _Places:
     """N positions in R rows of L places."""
@@ -86,7 +116,7 @@ class _Places:
     places: Tensor
     """(N,) the place where each position stands first."""
     again: Tensor
-    """The places where a position stands again, or none stands."""
+    """The places where a position stands again."""
     turn: tuple[Tensor, Tensor]
     """Cosine and signed sine (R · L, 1, w) of the angle that heads are turned by at each place."""
 
@@ -136,17 +166,20 @@ class _Rows:
         return few.taken(scaled_dot_product_attention(laid, key, value, attn_mask=mask, enable_gqa=True))
 
 
-def _rows_of(model: Any, packed: Packed) -> tuple[_Rows, Tensor]:
+def _rows_of(model: Any, packed: Packed, wanted: Tensor) -> tuple[_Rows, Tensor]:
     """How the positions that differ stand in rows, and at which of all places (R · L,) each of them stands first."""
-    config, first, real = model.config, packed.first.flatten(), packed.group.flatten() >= 0
-    here = first == torch.arange(len(first), device=first.device)
-    own, again = here & real, (~here).nonzero()[:, 0]
+    config, first = model.config, packed.first.flatten()
+    read = ((packed.group >= 0) & ~packed.ends).flatten()
+    read[wanted] = True
+    own = torch.zeros_like(read)
+    own[first[read]] = True
+    again = own[first] & (first != torch.arange(len(first), device=first.device))
     cosine, sine = model.model.rotary_emb(model.model.embed_tokens.weight, packed.positions.flatten()[None])
     sine = sine.clone()
     sine[..., : config.head_dim // 2] *= -1  # rotate_half(x) · sin = roll(x) · (−sin, sin)
     number, places = (own.cumsum(0) - 1).clamp(min=0)[first], own.nonzero()[:, 0]
     rows, length = packed.group.shape
-    whole = _Places((rows, length), number, places, again, (cosine[0, :, None], sine[0, :, None]))
+    whole = _Places((rows, length), number, places, again.nonzero()[:, 0], (cosine[0, :, None], sine[0, :, None]))
     heads = config.num_attention_heads, config.num_key_value_heads
     return _Rows(whole, masks_for(config, packed, torch.float32), heads), own
 

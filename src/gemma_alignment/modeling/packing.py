@@ -36,7 +36,8 @@ class Packed:
     response: Tensor
     """(R, L) number of the response in its group; 0 is the prompt."""
     first: Tensor
-    """(R, L) the place, counted through all rows, where the same position stands first: a prompt may stand again."""
+    """(R, L) the place, counted through all rows, where the same position stands first: prompts and responses that
+    begin with the same tokens have the same positions until they part."""
     index: Tensor
     """(B, T + 1) places: column t is that of the state that response token t is predicted from."""
 
@@ -48,6 +49,13 @@ class Packed:
     def to(self, device: torch.device) -> "Packed":
         """The same on another device."""
         return Packed(*(to_device(getattr(self, one.name), device) for one in fields(self)))
+
+    @property
+    def ends(self) -> Tensor:
+        """(R, L) whether a place is the last one of a response, which no other place attends to."""
+        part = torch.stack([self.group, self.response])
+        next_is_other = (part[:, :, 1:] != part[:, :, :-1]).any(0)
+        return torch.nn.functional.pad(next_is_other, (0, 1), value=True) & (self.response > 0)
 
     def sees(self, window: int | None = None) -> Tensor:
         """(R, L, L) which position attends to which; padding attends to itself alone."""
@@ -81,8 +89,8 @@ def pack(batch: HasSequences) -> Packed:
     rows = _first_fit(_groups(asked, sizes))
     width = max(sum(group.size for group in row) for row in rows)
     parts = torch.tensor(_parts(rows, sizes, width))
-    part = torch.arange(len(parts)).repeat_interleave(parts[:, 2])
-    place, first, size, position, group, response, of = parts.T
+    part = torch.arange(len(parts)).repeat_interleave(parts[:, 1])
+    place, size, position, group, response, of = parts.T
     step = torch.arange(len(part)) - (size.cumsum(0) - size)[part]
     where, source = place[part] + step, torch.cat([prompts, answers], 1)
     begins = torch.where(response == 0, prompts.shape[1] - size, prompts.shape[1])[part]
@@ -91,38 +99,52 @@ def pack(batch: HasSequences) -> Packed:
     tokens = source[of[part], begins + step]
     laid[:, where] = torch.stack([tokens, position[part] + step, group[part], response[part]])
     stands = torch.arange(len(rows) * width)
-    stands[where] = first[part] + step
+    stands[where] = torch.tensor(_first(parts.tolist(), tokens.tolist()))
     ids, positions, groups, responses = laid.view(4, len(rows), width).unbind()
     return Packed(ids, positions, groups, responses, stands.view(len(rows), width), _index(parts, real))
 
 
 def _parts(rows: Sequence[Sequence["_Group"]], sizes: Sequence[int], width: int) -> list[tuple[int, ...]]:
-    """Every prompt and response in the order of the rows: where it stands, and where first, how long it is, its first
-    position, the numbers of group and response in their row and group, and a row of the batch that it is of.
+    """Every prompt and response in the order of the rows: where it stands, how long it is, its first position, the
+    numbers of group and response in their row and group, and a row of the batch that it is of.
     """
-    stood: dict[tuple[int, ...], int] = {}
     found: list[tuple[int, ...]] = []
     for r, row in enumerate(rows):
         place = r * width
         for g, group in enumerate(row):
             length = len(group.prompt)
-            found.append((place, stood.setdefault(group.prompt, place), length, 0, g, 0, group.rows[0]))
+            found.append((place, length, 0, g, 0, group.rows[0]))
             place += length
             for k, i in enumerate(group.rows, 1):
-                found.append((place, place, sizes[i], length, g, k, i))
+                found.append((place, sizes[i], length, g, k, i))
                 place += sizes[i]
+    return found
+
+
+def _first(parts: Sequence[Sequence[int]], tokens: Sequence[int]) -> list[int]:
+    """The place where each position stands first: one that ends the same tokens from the first one on."""
+    stood: dict[tuple[int, int], int] = {}
+    found: list[int] = []
+    asked, begin = -1, 0
+    for place, size, _, _, response, _ in parts:
+        before = asked if response else -1
+        for here, token in enumerate(tokens[begin : begin + size], place):
+            before = stood.setdefault((before, token), here)
+            found.append(before)
+        begin += size
+        asked = asked if response else before
     return found
 
 
 def _index(parts: Tensor, real: Tensor) -> Tensor:
     """(B, T + 1) places of the states that response tokens are predicted from, and of the one after the last."""
-    place, _, _, _, _, response, of = parts.T
+    place, _, _, _, response, of = parts.T
     index = torch.zeros((len(real), real.shape[1] + 1), dtype=torch.long)
     answers = response > 0
     index[of[answers], 1:] = place[answers, None] + torch.arange(real.shape[1])
     index[:, 1:].masked_fill_(~real, 0)
     prompt = (~answers).cumsum(0)[answers] - 1
-    place, _, size, *_ = parts[~answers].T
+    place, size, *_ = parts[~answers].T
     index[of[answers], 0] = (place + size - 1)[prompt]
     return index
 

@@ -54,4 +54,5 @@ def logprobs_with_gradient(
 def _log_softmax(logits: Float[Tensor, "*shape V"], temperature: Number) -> Float[Tensor, "*shape V"]:
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}, but must be above 0")
-    return torch.log_softmax(at_least_float32(logits) / temperature, dim=-1)
+    scaled = at_least_float32(logits)
+    return torch.log_softmax(scaled if temperature == 1 else scaled / temperature, dim=-1)

@@ -42,7 +42,8 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, T
 
     Temperature 0 takes the largest logit; its log-probability is that of temperature 1.
     """
-    probabilities = torch.softmax(logits.float() / (temperature or 1.0), -1)
+    logits = logits.float()
+    probabilities = torch.softmax(logits if temperature in (0, 1) else logits / temperature, -1)
     if temperature == 0:
         tokens = logits.argmax(-1)
     else:
