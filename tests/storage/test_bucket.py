@@ -17,7 +17,7 @@ def test_what_is_written_is_read_listed_and_removed(bucket, tmp_path):
     found = bucket.listing()
     assert set(found) == {"a/b", "a/c.txt"}
     assert found["a/c.txt"] == sent
-    bucket.fetch("a/c.txt", tmp_path / "d")
+    assert bucket.fetch("a/c.txt", tmp_path / "d") and not bucket.fetch("a/none", tmp_path / "e")
     assert (tmp_path / "d").read_bytes() == b"22"
     bucket.remove(["a/b", "a/none"])
     assert set(bucket.listing()) == {"a/c.txt"}

@@ -199,6 +199,19 @@ def test_a_bucket_that_was_emptied_does_not_empty_the_working_folder(machine):
     assert tree(here) == {"06_models/a": b"x"}
 
 
+def test_what_is_removed_while_it_is_looked_at_is_passed_over(machine, monkeypatch):
+    here, there = machine("here"), machine("there")
+    put(here, "a/1", b"1"), put(here, "a/2", b"2"), push(here)
+    listing = there.bucket.listing()
+    here.bucket.remove(["a/1"])
+    with monkeypatch.context() as patch:
+        patch.setattr(there.bucket, "listing", lambda: listing)
+        there.pull()
+    assert tree(there) == {"a/2": b"2"}
+    there.pull()
+    assert tree(there) == {"a/2": b"2"}
+
+
 def test_a_lease_tells_whether_a_run_of_another_machine_lives(machine, monkeypatch):
     from gemma_alignment.fingerprints import Record
 

@@ -80,10 +80,14 @@ class Bucket:
                 found = {}
         return {name.removeprefix(f"{self._root}/"): _object(facts) for name, facts in found.items()}
 
-    def fetch(self, name: str, path: Path) -> None:
-        """Bring an object to a path."""
+    def fetch(self, name: str, path: Path) -> bool:
+        """Bring an object to a path; False where it is not there any more."""
         with self._said("read"):
-            self._fs.get_file(self._at(name), str(path))
+            try:
+                self._fs.get_file(self._at(name), str(path))
+            except FileNotFoundError:
+                return False
+        return True
 
     def send(self, name: str, path: Path) -> Object:
         """Bring a file there."""

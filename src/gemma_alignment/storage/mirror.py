@@ -188,7 +188,8 @@ class Mirror:
         path = self.folder / name
         more = b""
         with self._beside(path) as new:
-            self.bucket.fetch(name, new)
+            if not self.bucket.fetch(name, new):
+                return  # removed since it was listed: the next look sees more
             if name.startswith(PAID) and path.is_file():
                 more = missing(path.read_bytes(), new.read_bytes())
             if more:
