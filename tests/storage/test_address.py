@@ -1,5 +1,6 @@
 """Where the data of a study are: what is a folder, what is a bucket, and what is refused."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -27,12 +28,14 @@ def test_a_bucket_is_worked_on_under_the_cache_in_one_folder_for_each_address(tm
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     one, slash, other = (working_folder(f"s3://bucket/{name}") for name in ("a", "a/", "b"))
     assert one == slash != other
-    assert one.parent == tmp_path / "cache" / "gemma-alignment"
+    assert one.parent == tmp_path / "cache" / "gemma-alignment" / socket.gethostname()
     assert one.name.startswith("bucket-a-")
     assert folder_of("s3://bucket/a") == str(folder_under(tmp_path, "s3://bucket/a")) == str(one)
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert working_folder("s3://bucket/a").parent == tmp_path / ".cache" / "gemma-alignment"
+    assert working_folder("s3://bucket/a").parent.parent == tmp_path / ".cache" / "gemma-alignment"
+    monkeypatch.setattr(socket, "gethostname", lambda: "another")
+    assert working_folder("s3://bucket/a").parent.name == "another"
 
 
 @pytest.mark.parametrize(

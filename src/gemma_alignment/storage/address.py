@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import socket
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -54,11 +55,14 @@ def check_address(data_root: str) -> None:
 
 
 def working_folder(address: str) -> Path:
-    """The folder of this machine in which a bucket is worked on: one for each address, under the user's cache."""
+    """The folder of this machine in which a bucket is worked on: one for each address, under the user's cache.
+
+    The machine's name is part of it: several may share a home, and each has to have a copy of its own.
+    """
     name = re.sub(r"[^A-Za-z0-9.]+", "-", address.partition("://")[2]).strip("-.")[-60:]
     code = hashlib.sha256(plain(address).encode()).hexdigest()[:12]
     cache = os.environ.get(CACHE) or Path.home() / ".cache"
-    return Path(cache).absolute() / "gemma-alignment" / f"{name}-{code}"
+    return Path(cache).absolute() / "gemma-alignment" / socket.gethostname() / f"{name}-{code}"
 
 
 def folder_of(data_root: str) -> str:
