@@ -18,11 +18,17 @@ from gemma_alignment.study.engine import Site
 from gemma_alignment.study.lock import alone
 from gemma_alignment.study.plan import Run
 from gemma_alignment.study.processes import Child, stop
-from gemma_alignment.study.slurm import Job, Queue, Queued, Slurm, check, flags, name_of
+from gemma_alignment.study.slurm import Job, Queue, Queued, Slurm, check, exchange, flags, name_of
 
 SETTINGS = ClusterParameters(1, 0, None, 3, SlurmParameters(60, None, None, None, ()))
 ASKED = ClusterParameters(4, 2, 1.5, 3, SlurmParameters(30, "gpu", "me", "high", ()))
 COMMANDS = ("sbatch", "srun", "squeue", "scancel")
+
+
+def test_jobs_are_handed_over_in_a_folder_that_every_machine_sees(tmp_path):
+    assert exchange(Site(tmp_path, tmp_path / "data", "cpu", 1)) == tmp_path / "data" / "slurm"
+    bucket = Site(tmp_path, tmp_path / "cache" / "copy", "cpu", 1, 1, "s3://bucket/a", "mark")
+    assert exchange(bucket) == tmp_path / "slurm" / "copy"
 
 
 @pytest.fixture
