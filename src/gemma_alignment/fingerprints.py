@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 from gemma_alignment.datasets.atomic import beside
 from gemma_alignment.dotted import dotted
 from gemma_alignment.errors import UserError
-from gemma_alignment.liveness import birth, runs
+from gemma_alignment.liveness import birth, is_held, runs
 from gemma_alignment.redaction import scrubbed
 from gemma_alignment.storage.lease import LEASE, STALE
 
@@ -136,8 +136,9 @@ class Record:
     def is_alive(self, directory: Path) -> bool:
         """Whether it says running and its process still exists.
 
-        A process of another machine cannot be looked at: it lives while something in ``directory`` is newer than
-        ``QUIET`` seconds, or, where a bucket says who writes there, that is newer than ``STALE``.
+        A process of another machine cannot be looked at. It lives while it holds ``directory``; where a bucket says who
+        writes there, while that is newer than ``STALE`` seconds; else, as locks may not be passed on between machines,
+        while something in ``directory`` is newer than ``QUIET``.
         """
         if self.status != "running":
             return False
@@ -145,7 +146,7 @@ class Record:
             return runs(self.pid, self.born)
         with suppress(FileNotFoundError):
             return time.time() - (directory / LEASE).stat().st_mtime < STALE
-        return time.time() - _last_written(directory) < QUIET
+        return is_held(directory) or time.time() - _last_written(directory) < QUIET
 
 
 def _last_written(directory: Path) -> float:
@@ -192,15 +193,17 @@ def _shown(value: Any) -> str:
 def refuse_living(directory: Path, old: Record | None, overwrite: bool) -> None:
     """Refuse a start beside a process that writes in ``directory``.
 
-    Whether a process of another machine lives is only a guess: there ``overwrite`` takes the user's word for it.
+    Unless a process of another machine holds the folder, it is only a guess whether it lives: there ``overwrite``
+    takes the user's word for it.
 
     Raises:
         UserError: with the process.
     """
     if old is None or not old.is_alive(directory):
         return
-    here = old.host == socket.gethostname()
-    if overwrite if not here else old.pid == os.getpid():
+    is_here = old.host == socket.gethostname()
+    is_known = is_here or is_held(directory)
+    if (overwrite and not is_known) or (is_here and old.pid == os.getpid()):
         return
     gone = (
         f". If that machine is gone: it counts as stopped {QUIET / 60:.0f} minutes after its last line, and "
@@ -208,7 +211,7 @@ def refuse_living(directory: Path, old: Record | None, overwrite: bool) -> None:
     )
     raise UserError(
         f"{directory} is being written by process {old.pid} on {old.host} since {old.created}: "
-        f"wait for it, or stop it{'' if here else gone}"
+        f"wait for it, or stop it{'' if is_known else gone}"
     )
 
 

@@ -1,7 +1,15 @@
 """Whether a process that wrote its number down still runs, and is not another one that got the number later."""
 
+import fcntl
 import os
+import time
 from pathlib import Path
+from typing import IO
+
+HELD = ".run.lock"
+"""Locked in the folder of a stage for as long as the process runs that writes there."""
+MOMENT = 2.0
+"""Seconds in which a lock that somebody only looks at is free again."""
 
 
 def birth(pid: int) -> str | None:
@@ -41,3 +49,35 @@ def _stat(pid: int) -> list[str] | None:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
+
+
+def hold(directory: Path) -> IO[str] | None:
+    """Hold the folder of a stage until the file is closed or this process ends, however; None: another one holds it.
+
+    The system lets go of it, on whatever machine: storage that several machines share has to pass locks on.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    file = (directory / HELD).open("a", encoding="utf-8")
+    deadline = time.monotonic() + MOMENT
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                file.close()
+                return None
+            time.sleep(MOMENT / 20)
+        else:
+            return file
+
+
+def is_held(directory: Path) -> bool:
+    """Whether a process holds the folder."""
+    try:
+        with (directory / HELD).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # nothing was ever held there
+    return False

@@ -3,45 +3,39 @@
 import dataclasses
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from kedro.io import MemoryDataset
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
 from gemma_alignment.datasets.checkpoint_store import CHECKPOINTS, put_back, saved, set_aside
+from gemma_alignment.errors import UserError
 from gemma_alignment.fingerprints import (
     STANDING,
     Record,
     Status,
     differences,
-    digest,
     digest_of,
-    digest_of_bytes,
     one_at_a_time,
     refuse,
     refuse_living,
 )
-from gemma_alignment.hooks.checks import free_inputs, path_of
+from gemma_alignment.hooks.checks import free_inputs
+from gemma_alignment.hooks.digests import digests, without_made
 from gemma_alignment.hooks.feasible import check_budget, check_device
-from gemma_alignment.hooks.given import JUDGE, SOURCE, check_judge, check_source, files_given
+from gemma_alignment.hooks.given import JUDGE, SOURCE, check_judge, check_source
 from gemma_alignment.hooks.memory import peak_mb, reset_peak
 from gemma_alignment.hooks.options import NONE, Options
 from gemma_alignment.hooks.outputs import changed, check_unchanged, is_whole, made
 from gemma_alignment.hooks.values import read_by
+from gemma_alignment.liveness import hold
 from gemma_alignment.stages import CLOSING, PREPARATION, STAGES, Stage
 from gemma_alignment.storage.address import folder_under
 
 logger = logging.getLogger(__name__)
-
-INPUTS = {
-    "data": ("genrm_train", "preferences_train", "preferences_eval", "prompts_train", "prompts_eval"),
-    "base_model": ("base_model",),
-    "sft": ("sft_merged_model",),
-    "reward_model": ("rm_model_bt",),
-}
-"""Which datasets a fingerprint covers, where a stage reads them."""
 
 
 def stage_name(node: Node) -> str | None:
@@ -85,6 +79,8 @@ class Work:
     """Whether any of its outputs is another than before it started."""
     has_set_aside: bool = False
     """Whether checkpoints of an earlier training are kept for the case that it fails before it has written anything."""
+    held: IO[str] | None = None
+    """The lock of the folder, from start to end."""
 
     @classmethod
     def of(
@@ -160,7 +156,8 @@ class Work:
             UserError: with the differences and the ways out.
         """
         self._check_inputs(catalog)
-        self._refuse(self._without_made_here(self.begin(catalog)))
+        new = self.begin(catalog)
+        self._refuse(dataclasses.replace(new, fingerprints=without_made(new.fingerprints, self.made_here)))
 
     def start(self, catalog: Any, **facts: Any) -> None:
         """Write that the stage runs; what earlier stages of the session made is checked too now."""
@@ -169,12 +166,23 @@ class Work:
         with one_at_a_time(self.directory):
             self.previous = Record.read(self.directory)  # another process may have begun since
             self._refuse(new)
+            self._hold()
             if self._trains and not self.resume:
                 # before the record: none may stand beside a record that is not its own
                 self.has_set_aside = set_aside(self._checkpoints)
             self.record = new
             new.write(self.directory)
         reset_peak()
+
+    def _hold(self) -> None:
+        """Take the folder, whatever the record that stands there says; evaluation and report may be made twice at once.
+
+        Raises:
+            UserError: when another process holds it.
+        """
+        self.held = hold(self.directory)
+        if self.held is None and self.stage.name not in CLOSING:
+            raise UserError(f"{self.directory} is being written by another process: wait for it, or stop it")
 
     def _check_inputs(self, catalog: Any) -> None:
         """Refuse what an earlier session made and something changed since."""
@@ -192,18 +200,22 @@ class Work:
             refuse(self.directory, self.previous, new, iterations[-1] if iterations else None, self.resume)
 
     def end(self, status: Status, catalog: Any, error: str | None = None) -> None:
-        """Write how the stage ended, with the digests of every input it had.
+        """Write how the stage ended, with the digests of every input it had, and let go of the folder.
 
         Where it failed before it wrote anything, what stands there is what an earlier one left, and so are the record
         and the checkpoints.
         """
         if self.record is None:
             return
+        with self.held or nullcontext():
+            self._write_end(self.record, status, catalog, error)
+
+    def _write_end(self, begun: Record, status: Status, catalog: Any, error: str | None) -> None:
         if status == "finished" and not is_whole(self.full, catalog):
             status = "partial"
-        fingerprints = {**self.record.fingerprints, **self._digests(catalog)}
+        fingerprints = {**begun.fingerprints, **self._digests(catalog)}
         outputs = made(self.full, catalog) if status in STANDING else {}
-        record = dataclasses.replace(self.record, fingerprints=fingerprints, outputs=outputs, peak_mb=peak_mb())
+        record = dataclasses.replace(begun, fingerprints=fingerprints, outputs=outputs, peak_mb=peak_mb())
         self.record = record.end(status, error)
         old = None if status in STANDING or self.has_written else self.previous
         if old is None or not (old.status in STANDING or self.has_set_aside):
@@ -255,24 +267,8 @@ class Work:
     def _checkpoints(self) -> Path:
         return self.directory / CHECKPOINTS
 
-    def _without_made_here(self, record: Record) -> Record:
-        changing = {label for label, names in INPUTS.items() if any(name in self.made_here for name in names)}
-        kept = {key: value for key, value in record.fingerprints.items() if key not in changing}
-        return dataclasses.replace(record, fingerprints=kept)
-
     def _digests(self, catalog: Any) -> dict[str, str]:
-        read = free_inputs(self.full)
-        found: dict[str, str] = {}
-        for label, names in INPUTS.items() if catalog is not None else ():
-            paths = [path_of(catalog.get(name)) for name in names if name in read]
-            there = [path for path in paths if path is not None and path.exists()]
-            if there and len(there) == len(paths):
-                found[label] = digest(*there)
-        if catalog is not None and self.stage.name in CLOSING:
-            names = ("history.jsonl", "responses.jsonl")
-            found["runs"] = digest(*sorted(path for name in names for path in self.directory.parent.rglob(name)))
-        given = files_given(read, self.parameters)
-        return found | {label: digest_of_bytes(file) for label, file in given.items() if file.is_file()}
+        return digests(self.full, self.parameters, catalog, self.stage.name, self.directory)
 
     def wrote(self, name: str, catalog: Any) -> None:
         """Learn that a dataset was saved: what only memory holds changes nothing."""
