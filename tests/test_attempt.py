@@ -10,11 +10,13 @@ import time
 import pytest
 
 from gemma_alignment.fingerprints import Record
-from gemma_alignment.liveness import runs
+from gemma_alignment.liveness import hold, runs
 from gemma_alignment.study import attempt as module
-from gemma_alignment.study.attempt import Attempt, Outcome, versions
+from gemma_alignment.study import orphans
+from gemma_alignment.study.attempt import Attempt
 from gemma_alignment.study.engine import Site
-from gemma_alignment.study.lock import LOCK, alone
+from gemma_alignment.study.lock import alone
+from gemma_alignment.study.machine import Outcome, Premises
 from gemma_alignment.study.plan import Run
 from gemma_alignment.study.processes import Child
 from gemma_alignment.study.remote import attempt_of, is_of
@@ -22,10 +24,6 @@ from gemma_alignment.study.tether import PARENT
 
 GONE = 2**22 + 1
 """No process has this number: Linux counts to 2**22."""
-
-
-def site(root):
-    return Site(root, root / "data", "cpu", 1)
 
 
 @pytest.fixture
@@ -36,14 +34,14 @@ def handed_over(tmp_path):
     def make(*pipelines, **params):
         with alone(tmp_path / "data"):
             child = Child(Run(pipelines, params, "test"), tmp_path / "data" / "out" / "run.log")
-            return attempt_of(child, site(tmp_path), {})
+            return attempt_of(child, Premises.here(Site(tmp_path, tmp_path / "data", "cpu", 1)), {})
 
     return make
 
 
 def write(attempt, stage, status, **facts):
     """A record as the stage would leave it, of a process of another machine."""
-    folder = next(one for one in attempt.run.stages if one.name == stage).directory(attempt.data_root)
+    folder = next(one for one in attempt.run.stages if one.name == stage).directory(attempt.premises.data_root)
     record = Record(stage=stage, seed=42, variant="", fingerprints={}, parameters={}, status=status, **facts)
     record = dataclasses.replace(record, host=facts.get("host", "elsewhere"), pid=facts.get("pid", GONE))
     record.write(folder)
@@ -52,36 +50,23 @@ def write(attempt, stage, status, **facts):
 
 def test_a_machine_that_shares_everything_is_taken(handed_over):
     attempt = handed_over("grpo", seed=1)
-    assert attempt.refusal() is None
-    assert attempt.log.exists()
+    attempt.premises.check()
     assert attempt.left() is attempt.run
 
 
-def test_other_versions_are_refused_each_by_name(handed_over):
-    attempt = dataclasses.replace(handed_over("sft"), versions={**versions(), "torch": "1.0", "peft": "0.1"})
-    word = attempt.refusal()
-    assert "torch" in word and "(the study's machine has 1.0)" in word and "peft" in word and "numpy" not in word
-    assert attempt() == Outcome(1, f"{os.uname().nodename}: {word}")
-    assert not attempt.log.exists()
-
-
-def test_a_machine_without_the_project_is_refused(handed_over, tmp_path):
-    (tmp_path / "pyproject.toml").unlink()
-    assert "the project's folder" in handed_over("sft").refusal()
-
-
-def test_a_folder_of_the_same_name_that_is_not_shared_is_refused(handed_over):
+def test_a_machine_that_lacks_something_does_not_begin(handed_over, tmp_path):
     attempt = handed_over("sft")
-    (attempt.data_root / LOCK).write_text("{}")
-    assert "has to be a shared one" in attempt.refusal()
-    (attempt.data_root / LOCK).unlink()
-    assert "the data folder cannot be read" in attempt.refusal()
+    (tmp_path / "pyproject.toml").unlink()
+    outcome = attempt()
+    assert outcome.code == 1 and outcome.word.startswith(f"{os.uname().nodename}: the project's folder")
+    assert not attempt.log.exists()
 
 
 def test_storage_without_rights_is_refused(handed_over):
     attempt = handed_over("sft")
-    (attempt.data_root / "out").touch()  # a file where the folder of the log should be: refused to root too
-    assert "the data folder cannot be written" in attempt.refusal()
+    (attempt.premises.data_root / "out").touch()  # a file where the folder of the log should be: refused to root too
+    outcome = attempt()
+    assert outcome.code == 1 and "the data folder cannot be written" in outcome.word
 
 
 def test_a_record_that_was_there_before_is_no_earlier_attempt(handed_over):
@@ -89,7 +74,20 @@ def test_a_record_that_was_there_before_is_no_earlier_attempt(handed_over):
     write(first, "grpo", "finished", ended="2026-01-01")
     again = handed_over("grpo", seed=1)
     assert again.left() is again.run
-    assert not is_of(again, Record.read(again.run.stages[0].directory(again.data_root)))
+    assert not is_of(again, Record.read(again.run.stages[0].directory(again.premises.data_root)))
+
+
+def test_a_machine_that_was_given_up_and_still_writes_is_not_written_beside(handed_over, monkeypatch):
+    """One that is cut off from the others, not dead: what it holds says so."""
+    monkeypatch.setattr(module, "GIVEN_UP", 0.3)
+    attempt = handed_over("grpo", seed=1)
+    folder, record = write(attempt, "grpo", "running")
+    with hold(folder):
+        outcome = attempt()
+        assert outcome.code == 1
+        assert f"is being written by process {GONE} on elsewhere" in outcome.word and "overwrite" not in outcome.word
+        assert Record.read(folder) == record
+    assert attempt.left().params["resume"] is True
 
 
 def test_after_a_lost_machine_the_run_goes_on(handed_over):
@@ -121,7 +119,7 @@ def test_an_earlier_attempt_on_this_machine_is_waited_for(handed_over, monkeypat
     try:
         write(attempt, "grpo", "running", host=os.uname().nodename, pid=sleeper.pid, born=None)
         looks = []
-        monkeypatch.setattr(module.time, "sleep", lambda seconds: looks.append(seconds) or sleeper.kill())
+        monkeypatch.setattr(orphans.time, "sleep", lambda seconds: looks.append(seconds) or sleeper.kill())
         assert attempt.left().params["resume"] is True
         assert len(looks) >= 1
     finally:

@@ -12,8 +12,8 @@ from gemma_alignment.storage import lease as leases
 from gemma_alignment.storage.address import working_folder
 from gemma_alignment.storage.bucket import Bucket, Unreachable
 from gemma_alignment.study import attempt as module
-from gemma_alignment.study.attempt import Outcome
 from gemma_alignment.study.engine import Site
+from gemma_alignment.study.machine import Outcome, Premises
 from gemma_alignment.study.oversight import held
 from gemma_alignment.study.plan import Run
 from gemma_alignment.study.processes import Child
@@ -32,7 +32,8 @@ def elsewhere(tmp_path, monkeypatch):
         def make(*pipelines, **params):
             root = sight.mirror.folder
             child = Child(Run(pipelines, params, "test"), root / "07_model_output" / "preparation.log")
-            return attempt_of(child, Site(tmp_path, root, "cpu", 1, 1, sight.address, sight.lease.mark), {})
+            site = Site(tmp_path, root, "cpu", 1, 1, sight.address, sight.lease.mark)
+            return attempt_of(child, Premises.here(site), {})
 
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "worker"))
         yield make
@@ -49,7 +50,7 @@ def test_a_machine_works_in_a_folder_of_its_own_and_brings_the_log(elsewhere, tm
     assert attempt() == Outcome(0)
     name = "07_model_output/preparation.log"
     assert (tmp_path / "store/a" / name).read_text() == "--env=test\n"
-    assert not attempt.log.exists() and (working_folder(attempt.address) / name).exists()
+    assert not attempt.log.exists() and (working_folder(attempt.premises.address) / name).exists()
     assert pickle.loads(pickle.dumps(attempt)) == attempt  # noqa: S301 -- our own bytes
 
 

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from gemma_alignment.errors import UserError
+from gemma_alignment.storage import lease as leases
+from gemma_alignment.storage.bucket import Bucket
 from gemma_alignment.study import machine as module
-from gemma_alignment.study.lock import LOCK, alone, is_locked, token_of
+from gemma_alignment.study.engine import Site
+from gemma_alignment.study.lock import LOCK, alone, is_locked, renew, token_of
 from gemma_alignment.study.machine import Outcome, Premises, Probe, versions
 from gemma_alignment.study.remote import refuse_machines
 
@@ -22,7 +25,7 @@ def premises(tmp_path):
     """Those of a project in a folder that a study holds."""
     (tmp_path / "pyproject.toml").touch()
     with alone(tmp_path / "data"):
-        yield Premises.here(tmp_path, tmp_path / "data", "pytest")
+        yield Premises.here(Site(tmp_path, tmp_path / "data", "cpu", 1), "pytest")
 
 
 def test_a_machine_that_shares_everything_is_taken(premises):
@@ -91,7 +94,7 @@ def test_storage_without_rights_is_refused(premises):
 def test_storage_that_passes_no_locks_on_is_refused(tmp_path):
     (tmp_path / "pyproject.toml").touch()
     with alone(tmp_path / "data"):
-        premises = Premises.here(tmp_path, tmp_path / "data")
+        premises = Premises.here(Site(tmp_path, tmp_path / "data", "cpu", 1))
         assert is_locked(premises.data_root)
     word = Probe(premises)().word  # nobody holds the folder any more: what a machine sees that gets no locks
     assert "are not passed on between machines" in word and "mount it with locks" in word
@@ -129,9 +132,9 @@ def test_machines_that_lack_something_are_one_message():
 def test_only_a_study_that_begins_anew_changes_the_token(tmp_path):
     with alone(tmp_path):
         first = token_of(tmp_path)
-    with alone(tmp_path) as renew:
+    with alone(tmp_path):
         assert token_of(tmp_path) == first
-        renew()
+        renew(tmp_path)
         assert len(token_of(tmp_path)) == 32 and token_of(tmp_path) != first
 
 
@@ -145,3 +148,23 @@ def test_a_lock_of_a_longer_text_leaves_nothing_behind(tmp_path):
 def test_a_token_is_read_while_the_text_is_shortened(tmp_path):
     (tmp_path / LOCK).write_text('{"token": "a"}rest of an earlier one"}')
     assert token_of(tmp_path) == "a"
+
+
+@pytest.fixture
+def in_a_bucket(tmp_path, monkeypatch):
+    """Premises of a study that holds a bucket: a folder behind another protocol."""
+    monkeypatch.setattr(leases, "SETTLED", 0.0)
+    (tmp_path / "pyproject.toml").touch()
+    bucket = Bucket(f"local://{tmp_path}/store/study")
+    lease = leases.Lease.take(bucket, LOCK, {}, "a study")
+    yield Premises.here(Site(tmp_path, tmp_path / "data", "cpu", 1, 1, bucket.address, lease.mark)), lease
+    lease.release()
+
+
+def test_a_machine_of_a_study_in_a_bucket_needs_the_bucket_and_no_folder(in_a_bucket):
+    premises, lease = in_a_bucket
+    probe = Probe(premises)
+    assert probe() == Outcome(0) and probe.missing(Outcome(0), "node1") is None
+    assert not premises.data_root.exists()
+    lease.release()
+    assert "is held by another study, or by none, as seen from here" in probe().word

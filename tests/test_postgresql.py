@@ -1,95 +1,27 @@
 """The shared tracking server as ``docs/scaling.md`` starts it, on a real PostgreSQL: nothing lost, nothing doubled."""
 
 import multiprocessing
-import os
-import shlex
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections import Counter
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from ports import free_port
+import tracking_server
 
 from gemma_alignment.datasets.local_store import Point
 from gemma_alignment.datasets.metric_writer import MetricWriter
 
 WRITERS, KEYS, RATE = 6, 10, 100
 """Six runs, each with ten metrics ten times a second."""
-DOCUMENT = Path(__file__).parents[1] / "docs" / "scaling.md"
-
-
-def postgres():
-    """The folder of PostgreSQL's programs: Debian keeps those of a server off the path."""
-    on_path = shutil.which("initdb")
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) if on_path is None else [Path(on_path)]
-    return found[-1].parent if found else None
 
 
 @pytest.fixture(scope="module")
-def database():
-    """A PostgreSQL of its own on a free port, whose user needs no password on this machine."""
-    psycopg2 = pytest.importorskip("psycopg2", reason="the extra server is not installed")
-    programs = postgres()
-    if programs is None:
-        pytest.skip("no PostgreSQL server is installed")
-    folder, port = Path(tempfile.mkdtemp()), free_port()  # pytest's own folders are closed to other users
-    user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
-    if user:  # it refuses to run as root
-        shutil.chown(folder, "postgres")
-    data = folder / "data"
-    subprocess.run(
-        [*user, programs / "initdb", "-D", data, "-A", "trust", "-U", "mlflow"], check=True, stdout=subprocess.DEVNULL
-    )
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1"
-    control = [*user, programs / "pg_ctl", "-D", data, "-w", "-t", "300", "-l", folder / "log"]
-    subprocess.run([*control, "-o", options, "start"], check=True, stdout=subprocess.DEVNULL)
-    with closing(psycopg2.connect(f"postgresql://mlflow@127.0.0.1:{port}/postgres")) as connection:
-        connection.autocommit = True
-        connection.cursor().execute("CREATE DATABASE mlflow")
-    yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/mlflow"
-    subprocess.run([*control, "-m", "immediate", "stop"], check=False, stdout=subprocess.DEVNULL)
-    shutil.rmtree(folder)
-
-
-def documented(uri, port, artifacts):
-    """The command of the document, with this test's own database, port and folder."""
-    (line,) = [one for one in DOCUMENT.read_text().splitlines() if one.startswith("mlflow server ")]
-    words = shlex.split(line)
-    own = {"--backend-store-uri": uri, "--port": str(port), "--artifacts-destination": str(artifacts)}
-    for option, value in own.items():
-        words[words.index(option) + 1] = value
-    return words
-
-
-@pytest.fixture(scope="module")
-def server(database, tmp_path_factory):
-    import requests
-
-    folder, port = tmp_path_factory.mktemp("server"), free_port()
-    words = documented(database, port, folder / "artifacts")
-    assert words[words.index("--host") + 1] == "127.0.0.1"
-    process = subprocess.Popen(
-        [sys.executable, "-m", *words], cwd=folder, start_new_session=True,
-        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-        stdout=(folder / "log").open("wb"), stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    uri, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 900
-    while time.monotonic() < deadline:
-        with suppress(requests.RequestException):
-            if requests.get(f"{uri}/health", timeout=2).ok:
-                break
-        assert process.poll() is None, (folder / "log").read_text()
-        time.sleep(0.3)
-    yield SimpleNamespace(uri=uri, database=database, artifacts=folder / "artifacts")
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("server")
+    with tracking_server.database() as found, tracking_server.serving(found.uri, folder) as server:
+        yield SimpleNamespace(uri=server.uri, socket=found.socket, artifacts=server.artifacts)
 
 
 def write(uri, run_id, seconds):
@@ -126,8 +58,7 @@ def test_nothing_is_lost_and_nothing_doubled(server, seconds):
     assert [one.exitcode for one in writers] == [0] * WRITERS
     steps = range(seconds * RATE // KEYS)
     expected = {(f"key/{key}", step): step + key / KEYS for key in range(KEYS) for step in steps}
-    address = server.database.replace("+psycopg2", "")
-    with closing(psycopg2.connect(address)) as connection, connection.cursor() as cursor:
+    with closing(psycopg2.connect(server.socket)) as connection, connection.cursor() as cursor:
         for run in runs:
             cursor.execute("SELECT key, step, value FROM metrics WHERE run_uuid = %s", (run,))
             rows = cursor.fetchall()

@@ -11,6 +11,7 @@ from kedro.framework.project import pipelines
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from kedro.runner import SequentialRunner
+from planted import holding
 
 from gemma_alignment.config import ConfigError, build
 from gemma_alignment.datasets.model_directory import ModelDirectoryDataset
@@ -39,17 +40,6 @@ def planted(monkeypatch):
         monkeypatch.setenv(name, value)
 
 
-def holding(root):
-    """Every file below a folder that holds a planted secret."""
-    return [
-        (path.name, word)
-        for path in root.rglob("*")
-        if path.is_file()
-        for word in PLANTED
-        if word.encode() in path.read_bytes()
-    ]
-
-
 @pytest.mark.pipeline
 def test_nothing_that_a_run_writes_holds_a_secret(project, planted, monkeypatch, capfd, caplog):
     """Whole runs, and one whose library puts them into its error; files, store, records, logs and output."""
@@ -63,7 +53,7 @@ def test_nothing_that_a_run_writes_holds_a_secret(project, planted, monkeypatch,
             project.run("grpo", seed=7)
     record = project.record("grpo/seed=7")
     assert record.error is not None and "***" in record.error
-    assert holding(project.root) == []
+    assert holding(project.root, PLANTED) == []
     written = capfd.readouterr()
     assert not [word for word in PLANTED if word in written.out + written.err]
 
@@ -84,7 +74,7 @@ def test_a_dataset_that_tells_a_secret_tells_it_to_nobody(project, planted, monk
         session.run(runner=SequentialRunner())
     assert "*** refuse ***" in (project.root / ".viz/kedro_pipeline_events.json").read_text()
     assert "*** refuse ***" in str(project.record("data_processing").error)
-    assert holding(project.root) == [("credentials.yml", IN_A_FILE)]
+    assert holding(project.root, PLANTED) == [("credentials.yml", IN_A_FILE)]
     written = capfd.readouterr()
     assert not [word for word in PLANTED if word in written.out + written.err]
 
@@ -118,7 +108,7 @@ def test_no_secret_reaches_the_shell_or_the_file_of_tracebacks(project, planted)
     )
     assert code == 1
     assert "***" in output and not [word for word in PLANTED if word in output]
-    assert holding(project.root) == []
+    assert holding(project.root, PLANTED) == []
 
 
 def test_logs_are_scrubbed_with_their_tracebacks(planted, caplog):

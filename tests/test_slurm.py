@@ -5,20 +5,23 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
+from planted import holding
 
 from gemma_alignment.errors import UserError
 from gemma_alignment.fingerprints import Record
 from gemma_alignment.parameters.cluster import ClusterParameters, SlurmParameters
-from gemma_alignment.study import remote, slurm
-from gemma_alignment.study.attempt import Outcome
+from gemma_alignment.study import remote, slurm_jobs
 from gemma_alignment.study.engine import Site
 from gemma_alignment.study.lock import alone
-from gemma_alignment.study.plan import Run
+from gemma_alignment.study.machine import Outcome, Premises
+from gemma_alignment.study.plan import Plan, Run
 from gemma_alignment.study.processes import Child, stop
-from gemma_alignment.study.slurm import Job, Queue, Queued, Slurm, check, exchange, flags, name_of
+from gemma_alignment.study.slurm import Slurm, check, exchange, flags, name_of
+from gemma_alignment.study.slurm_jobs import Job, Queue, Queued
 
 SETTINGS = ClusterParameters(1, 0, None, 3, SlurmParameters(60, None, None, None, ()))
 ASKED = ClusterParameters(4, 2, 1.5, 3, SlurmParameters(30, "gpu", "me", "high", ()))
@@ -80,11 +83,83 @@ def test_a_controller_that_does_not_answer_is_one_message(commands, tmp_path):
 
 
 def test_jobs_of_an_earlier_study_in_the_folder_are_named(commands, tmp_path):
-    commands(squeue='printf "7_0|RUNNING\\n7_1|PENDING\\n6|COMPLETED\\n"')
-    with pytest.raises(UserError, match=r"still with SLURM: 7_0, 7_1\. Wait for them, or end them by: scancel 7$"):
+    commands(squeue='printf "7_0|RUNNING|node1\\n7_1|PENDING|\\n6|COMPLETED|node2\\n"')
+    with pytest.raises(UserError, match=r": 7_0, 7_1\. Go on with them by --resume .*, wait .* by: scancel 7$"):
         check(SETTINGS, tmp_path)
-    commands(squeue='printf "7_0|CANCELLED\\n7_1|FAILED\\n6|COMPLETED\\n"')
-    assert check(SETTINGS, tmp_path) is None
+    commands(squeue='printf "7_0|CANCELLED|\\n7_1|FAILED|\\n6|COMPLETED|\\n"')
+    assert check(SETTINGS, tmp_path) == []
+
+
+@pytest.fixture
+def left(commands, tmp_path, monkeypatch):
+    """``left(job=run, …)``: those of an earlier study that SLURM still has, as a resumed study finds them."""
+    data = tmp_path / "data"
+
+    def find(**runs):
+        commands(squeue=f"printf '{''.join(f'{job[1:]}|RUNNING|node1%sn' % chr(92) for job in runs)}'")
+        premises = Premises.here(site(tmp_path), "submitit")
+
+        def handle(folder, job):
+            assert folder == data / "slurm"
+            def submission():
+                attempt = SimpleNamespace(run=runs[f"_{job}"], premises=premises, before=(None,))
+                return SimpleNamespace(function=SimpleNamespace(attempt=attempt))
+
+            return SimpleNamespace(
+                job_id=job, paths=SimpleNamespace(result_pickle=tmp_path / "absent"), submission=submission
+            )
+
+        monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(SlurmJob=handle))
+        return check(SETTINGS, data, resume=True)
+
+    with alone(data):
+        yield find
+
+
+def site(tmp_path):
+    return Site(tmp_path, tmp_path / "data", "cpu", 1)
+
+
+def test_a_resumed_study_waits_for_the_jobs_of_the_earlier_one(left, tmp_path):
+    plan = Plan(("grpo", "ppo"), (1,), {"overwrite": False}, "test")
+    grpo, ppo = plan.arms
+    engine = Slurm(site(tmp_path), SETTINGS, left(_7_0=grpo, _7_1=ppo))
+    engine.check(plan)  # nothing is submitted to look around: jobs are at work already
+    assert (engine.has(grpo), engine.has(ppo), engine.has(plan.preparation)) == (True, True, False)
+    resumed = Run(ppo.pipelines, {**ppo.params, "resume": True}, "test")
+    child = Child(resumed, tmp_path / "run.log")
+    assert next(engine.drive([child], None, {})) is None
+    assert (child.process.handle.job_id, child.state) == ("7_1", "running")
+
+
+def test_what_is_left_of_the_preparation_is_waited_for_in_the_job_of_all_of_it(left, tmp_path):
+    plan = Plan(("grpo",), (1,), {}, "test")
+    engine = Slurm(site(tmp_path), SETTINGS, left(_8=plan.preparation))
+    assert engine.has(Run(plan.preparation.pipelines[1:], {"resume": True}, "test"))
+    assert not engine.has(Run(plan.preparation.pipelines[1:], {"resume": True, "reward_model.epochs": 2}, "test"))
+    assert not engine.has(Run(plan.preparation.pipelines[1:], {}, None))
+
+
+def test_a_job_that_does_something_else_is_named(left, tmp_path):
+    plan = Plan(("grpo",), (1,), {}, "test")
+    jobs = left(_7_0=plan.arms[0], _7_1=Run(("grpo",), {"seed": 2}, "test"))
+    with pytest.raises(UserError, match=r"job 7_1 of an earlier .*\(grpo-seed2\) does something .*: scancel 7$"):
+        Slurm(site(tmp_path), SETTINGS, jobs).check(plan)
+
+
+def test_a_job_of_other_versions_is_named(left, tmp_path, monkeypatch):
+    plan = Plan(("grpo",), (1,), {}, "test")
+    jobs = left(_7_0=plan.arms[0])
+    monkeypatch.setattr("gemma_alignment.study.machine._version", lambda name: "0")
+    with pytest.raises(UserError, match=r"job 7_0 of .* or with other versions: .*: scancel 7$"):
+        Slurm(site(tmp_path), SETTINGS, jobs).check(plan)
+
+
+def test_a_job_of_which_nothing_can_be_read_is_named(left, tmp_path, commands):
+    left(_7_0=None)
+    commands(squeue="printf '9|PENDING|\\n'")
+    with pytest.raises(UserError, match=r"what job 9 of an earlier study does cannot be read \(KeyError.*: scancel 9$"):
+        check(SETTINGS, tmp_path / "data", resume=True)
 
 
 def test_what_is_not_asked_for_is_left_to_the_cluster():
@@ -100,6 +175,7 @@ def test_the_jobs_of_one_folder_have_one_name(tmp_path):
 class FakeQueue:
     def __init__(self, *states):
         self.states = list(states)
+        self.nodes = {"7_0": "node1"}
 
     def state(self, job):
         return self.states.pop(0) if len(self.states) > 1 else self.states[0]
@@ -109,7 +185,7 @@ class FakeQueue:
 def clock(monkeypatch):
     """``clock.now``, which stands still."""
     fake = SimpleNamespace(now=100.0, monotonic=lambda: fake.now, sleep=lambda seconds: None)
-    monkeypatch.setattr(slurm, "time", fake)
+    monkeypatch.setattr(slurm_jobs, "time", fake)
     monkeypatch.setattr(remote, "time", fake)
     return fake
 
@@ -138,16 +214,28 @@ def test_the_status_of_a_job_is_that_of_its_run(tmp_path, clock):
     assert (one.poll(), one.word) == (1, "other versions")
 
 
+def test_what_a_job_raised_is_said_in_its_own_words(tmp_path, clock):
+    def result():
+        raise RuntimeError(
+            "Job (task=0) failed during processing with trace:\n------\nTraceback (most recent call last):\n"
+            "ModuleNotFoundError: No module named 'peft'\n\n------\nYou can check full logs with ...\n  - 7_0_log.out"
+        )
+
+    one = job(tmp_path, "FAILED", result=True)
+    one.handle.result = result
+    assert one.poll() == 1 and one.word == "job 7_0 on node1: ModuleNotFoundError: No module named 'peft'"
+
+
 @pytest.mark.parametrize("state", ["OUT_OF_MEMORY", "FAILED", None])
 def test_a_job_that_left_no_result_is_over_only_after_a_while(tmp_path, clock, state):
     one = job(tmp_path, state)
     assert one.poll() is None
-    clock.now += slurm.SETTLED - 1
+    clock.now += slurm_jobs.SETTLED - 1
     assert one.poll() is None
     clock.now += 1
     assert one.poll() == 1
     assert one.word == (
-        f"job 7_0 left no result: SLURM says {state or 'nothing of it any more'} "
+        f"job 7_0 on node1 left no result: SLURM says {state or 'nothing of it any more'} "
         "(slurmstepd: error: Exceeded job memory limit)"
     )
 
@@ -155,10 +243,10 @@ def test_a_job_that_left_no_result_is_over_only_after_a_while(tmp_path, clock, s
 def test_a_job_that_is_queued_again_is_not_over(tmp_path, clock):
     one = job(tmp_path, "PREEMPTED", "PENDING", "PREEMPTED")
     assert one.poll() is None
-    clock.now += slurm.SETTLED + 1
+    clock.now += slurm_jobs.SETTLED + 1
     assert one.poll() is None  # queued again meanwhile
     assert one.poll() is None  # and over again, from now on
-    clock.now += slurm.SETTLED
+    clock.now += slurm_jobs.SETTLED
     assert one.poll() == 1
 
 
@@ -185,27 +273,27 @@ def test_a_job_that_slurm_does_not_take_away_is_not_waited_for_for_ever(tmp_path
 
 
 def test_a_silent_controller_is_waited_for(commands, clock, caplog):
-    commands(squeue='printf "7_0|RUNNING\\n"')
+    commands(squeue='printf "7_0|RUNNING|\\n"')
     queue = Queue("study")
     assert (queue.state("7_0"), queue.state("8")) == ("RUNNING", None)
     commands(squeue="exit 1")
     assert queue.state("7_0") == "RUNNING"
     for _ in range(3):
-        clock.now += slurm.LOOK
+        clock.now += slurm_jobs.LOOK
         assert queue.state("7_0") == "RUNNING"
     assert [record.message for record in caplog.records] == [
         "SLURM refuses (squeue): exit status 1\nSee study.cluster in the parameters. The study waits for it; jobs go "
         "on meanwhile."
     ]
-    commands(squeue='printf "7_0|COMPLETED\\n"')
-    clock.now += slurm.LOOK
+    commands(squeue='printf "7_0|COMPLETED|\\n"')
+    clock.now += slurm_jobs.LOOK
     assert queue.state("7_0") == "COMPLETED"
 
 
 @pytest.mark.parametrize("code", [128 + signal.SIGTERM, 128 + signal.SIGINT])
 def test_an_attempt_that_is_taken_away_leaves_no_result(monkeypatch, code):
     ended = []
-    monkeypatch.setattr(slurm.os, "_exit", ended.append)
+    monkeypatch.setattr(slurm_jobs.os, "_exit", ended.append)
     Queued(lambda: Outcome(code))()
     assert ended == [code]
     assert Queued(lambda: Outcome(1))() == Outcome(1) and ended == [code]
@@ -243,8 +331,10 @@ def bytes_of(project, seed):
 @pytest.mark.cli
 @pytest.mark.pipeline
 def test_a_study_on_slurm_leaves_what_a_study_here_does(cluster):
-    code, said = cluster.command("kedro", "study", "--env=test", "--seeds=1", "--engine=slurm", timeout=600)
+    words, key = ("kedro", "study", "--env=test", "--seeds=1", "--engine=slurm"), "sk-planted-on-a-cluster-0123"
+    code, said = cluster.command(*words, timeout=600, OPENAI_API_KEY=key)
     assert code == 0, said
+    assert key not in said and holding(cluster.root, [key]) == []
     assert "finished: 3 processes done, 0 failed" in said and "MLflow's store is a file" in said
     states = cluster.states()
     assert set(states.values()) == {"FINISHED"} and {"ppo-seed1", "grpo-seed1", "reporting"} <= set(states)
@@ -253,6 +343,57 @@ def test_a_study_on_slurm_leaves_what_a_study_here_does(cluster):
     for method in ("ppo", "grpo"):
         cluster.run(method, seed=1, overwrite=True)
     assert bytes_of(cluster, 1) == on_slurm
+
+
+@real
+@pytest.mark.cli
+@pytest.mark.pipeline
+@pytest.mark.slow
+def test_a_study_that_is_shot_goes_on_with_its_jobs(cluster, monkeypatch):
+    """One at work and one that waits for a place: neither is started twice, and neither is lost."""
+    monkeypatch.setenv("SMALL_HANG", "ppo:1")
+    monkeypatch.setenv("SMALL_HANG_S", "60")
+    words = ("kedro", "study", "--env=test", "--seeds=1", "--engine=slurm", "--workers=1")
+    process = cluster.start(*words)
+    history = cluster.data / "07_model_output/ppo/seed=1/history.jsonl"
+    while not (history.exists() and history.read_text().count("\n") == 2):
+        assert process.poll() is None, process.communicate(timeout=60)
+        time.sleep(0.2)
+    first = cluster.record("ppo/seed=1")
+    process.kill()
+    process.wait()
+    code, said = cluster.command(*words, timeout=600)
+    assert code == 1 and "are still with SLURM" in said and "Go on with them by --resume" in said
+    code, said = cluster.command(*words, "--resume", timeout=600)
+    assert code == 0, said
+    assert "finished: 3 processes done, 0 failed" in said
+    record = cluster.record("ppo/seed=1")
+    assert (record.status, record.pid, record.mlflow_run_id) == ("finished", first.pid, first.mlflow_run_id)
+    states = cluster.states()
+    assert set(states.values()) == {"FINISHED"} and [name[:6] for name in states].count("study-") == 1
+    on_slurm = bytes_of(cluster, 1)
+    monkeypatch.delenv("SMALL_HANG")
+    for method in ("ppo", "grpo"):
+        cluster.run(method, seed=1, overwrite=True)
+    assert bytes_of(cluster, 1) == on_slurm
+
+
+@real
+def test_a_machine_that_slurm_gives_and_that_lacks_something_is_named(tmp_path, monkeypatch):
+    pytest.importorskip("submitit", reason="the extra slurm is not installed")
+    there, plan = tmp_path / "pyproject.toml", Plan(("grpo",), (1,), {}, "test")
+    there.touch()
+    with alone(tmp_path / "data"):
+        engine = Slurm(site(tmp_path), SETTINGS)
+        engine.check(plan)
+        assert not list((tmp_path / "data").glob(".probe-*"))
+        there.unlink()
+        with pytest.raises(UserError, match=r"was not started; .*\n  .*: the project's folder .* is not there"):
+            engine.check(plan)
+        there.touch()
+        monkeypatch.setenv("PYTHONPATH", "")
+        with pytest.raises(UserError, match=r"  job \d+.*No module named 'gemma_alignment'"):
+            engine.check(plan)
 
 
 STAND_IN = """
@@ -293,10 +434,10 @@ def handed_over(tmp_path, monkeypatch):
     folder = run.stages[0].directory(data)
     folder.mkdir(parents=True)
     child = Child(run, folder / "run.log")
-    site, variables = Site(project, data, "cpu", 1), {**os.environ, "STAND_IN": str(folder)}
+    variables = {**os.environ, "STAND_IN": str(folder)}
     with alone(data):
         check(SETTINGS, data)
-        driven = Slurm(site, SETTINGS).drive([child], None, variables)
+        driven = Slurm(Site(project, data, "cpu", 1), SETTINGS).drive([child], None, variables)
         next(driven)
         yield driven, child, folder
     subprocess.run(["scancel", f"--name={name_of(data)}"], capture_output=True, check=False)
@@ -336,4 +477,4 @@ def test_a_study_that_stops_takes_its_jobs_away(handed_over):
     stop([child])
     assert child.state == "failed"
     assert Record.read(folder).status == "killed"
-    assert check(SETTINGS, folder.parents[2]) is None  # nothing of it is left in the queue
+    assert check(SETTINGS, folder.parents[2]) == []  # nothing of it is left in the queue

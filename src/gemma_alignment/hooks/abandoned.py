@@ -20,11 +20,13 @@ FOLDER = "folder"
 """Tag of every run of a session: the folder that its stage writes to."""
 PROCESS = "process"
 """Tag of every run of a session: machine, number and birth of the process that writes to it."""
+HOST = "host"
+"""Tag of every run of a session: the machine that it is on, or went on last, to be shown and searched by."""
 
 
 def tags_of(folder: Path) -> dict[str, str]:
-    """What tells later whether the process that opened a run in ``folder`` is still there."""
-    return {FOLDER: str(folder.resolve()), PROCESS: _this_process()}
+    """The machine of a run in ``folder``, and what tells later whether the process that opened it is still there."""
+    return {FOLDER: str(folder.resolve()), PROCESS: _this_process(), HOST: socket.gethostname()}
 
 
 def end_own(client: Any, experiment_id: str, status: str) -> None:

@@ -14,6 +14,7 @@ from gemma_alignment.hooks.feasible import check_budget
 from gemma_alignment.hooks.paths import absolute
 from gemma_alignment.parameters.study import StudyParameters
 from gemma_alignment.storage.address import folder_under
+from gemma_alignment.study.lock import renew
 from gemma_alignment.study.oversight import fetched, held
 from gemma_alignment.study.plan import Plan, parse_names, parse_seeds
 from gemma_alignment.study.preflight import GPU, Line, preflight
@@ -99,7 +100,9 @@ def start(
         raise UserError(f"The study was not started, for want of: {', '.join(fatal)} (see above)")
     cluster = build(StudyParameters, asked.parameters["study"], "study").cluster
     with held(asked.data_root, str(asked.parameters["data_root"])) as sight:
-        begin = found(engine, cluster, asked.data_root, address, processes)
+        begin = found(engine, cluster, asked.data_root, address, processes, resume and sight is None)
+        if not resume:
+            renew(asked.data_root)
         return run_study(asked.project, asked.plan, workers, console, resume, begin, processes, sight)
 
 
@@ -110,10 +113,9 @@ def show(asked: Asked, resume: bool) -> bool:
     """
     console = Console(highlight=False, soft_wrap=True)
     plan = asked.plan
-    all_of_it = (plan.preparation, *plan.arms, plan.closing)
     if resume:
         fetched(asked.data_root, str(asked.parameters["data_root"]), all_of_it=True)
-    runs = Opened.open(asked.project, plan).left(plan) if resume else all_of_it
+    runs = Opened.open(asked.project, plan).left(plan) if resume else plan.runs
     width = max((len(run.label) for run in runs), default=0)
     for run in runs:
         console.print(f"{run.label:{width}}  {run.command()}", markup=False)

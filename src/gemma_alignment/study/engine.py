@@ -1,6 +1,6 @@
 """Where the runs of a study are executed: on this machine, or by a scheduler that somebody else wrote.
 
-The plan knows no scheduler, and the study knows an engine by two verbs.
+The plan knows no scheduler, and the study knows an engine by four verbs.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +11,7 @@ from typing import Protocol, Self
 
 from gemma_alignment.errors import UserError
 from gemma_alignment.parameters.cluster import ClusterParameters
+from gemma_alignment.study.plan import Plan, Run
 from gemma_alignment.study.processes import Child, default_workers, drive, may_use_gpu, shares, stop, surroundings
 from gemma_alignment.study.warm import Warm
 
@@ -20,6 +21,18 @@ class Engine(Protocol):
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *_: object) -> None: ...
+
+    def check(self, plan: Plan) -> None:
+        """Look at what the runs would get, and at what an earlier study left, before anything is spent.
+
+        Raises:
+            UserError: for a machine that could not do them, and for what still runs and cannot be waited for.
+        """
+        ...
+
+    def has(self, run: Run) -> bool:
+        """Whether an earlier study handed the run over and it is not over yet: :meth:`drive` waits for that one."""
+        ...
 
     def drive(
         self, children: Sequence[Child], workers: int | None, variables: Mapping[str, str]
@@ -67,6 +80,13 @@ class Local:
     def __exit__(self, *error: object) -> None:
         self._warm.__exit__(*error)
 
+    def check(self, plan: Plan) -> None:
+        """This machine has what it has: each run looks when it starts."""
+
+    def has(self, run: Run) -> bool:
+        """None: a process that outlives its study is named by its record, and refused."""
+        return False
+
     def drive(
         self, children: Sequence[Child], workers: int | None, variables: Mapping[str, str]
     ) -> Iterator[Child | None]:
@@ -86,9 +106,12 @@ class Local:
 
 
 def engine(
-    name: str, settings: ClusterParameters, data_root: Path, address: str | None = None, processes: int = 1
-) -> Callable[[Site], Engine]:
+    name: str, settings: ClusterParameters, data_root: Path, address: str | None = None, processes: int = 1,
+    resume: bool = False,
+) -> Callable[[Site], Engine]:  # fmt: skip
     """The engine of this name, for whatever site; a cluster is asked whether it would do what is asked.
+
+    With ``resume``, in a folder, jobs of an earlier study that the cluster still has are waited for, not refused.
 
     Raises:
         UserError: before anything runs, for what is missing or would be refused.
@@ -109,6 +132,6 @@ def engine(
     if name == "slurm":
         from gemma_alignment.study import slurm
 
-        slurm.check(settings, data_root)
-        return partial(slurm.Slurm, settings=settings)
+        left = slurm.check(settings, data_root, resume)
+        return partial(slurm.Slurm, settings=settings, left=left)
     return Local

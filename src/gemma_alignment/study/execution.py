@@ -50,9 +50,10 @@ def run_study(
     site = Site(opened.path, opened.data_root, runtime["device"], int(runtime["threads"]), processes, *bucket)
     with engine(site) as place:
         check_judge(opened.parameters, opened.catalog.load(JUDGE))
-        stale = opened.left_to_prepare(resume)
+        place.check(plan)
+        stale = opened.left_to_prepare(resume, place.has(plan.preparation))
         for arm in plan.arms:
-            opened.check(opened.going_on(arm) if resume else arm, stale)
+            opened.check(opened.going_on(arm) if resume else arm, stale, place.has(arm))
         return _run(_Study(plan, opened, console, resume, place, processes, sight), stale, workers)
 
 
@@ -94,7 +95,7 @@ class _Study:
         if plan.variants:
             tags["variants"] = ",".join(f"{variant.method}@{variant.name}" for variant in plan.variants)
         name = f"study-{datetime.now():%Y%m%d-%H%M%S}"
-        earlier = opened.records([plan.preparation, *plan.arms, plan.closing]) if resume else []
+        earlier = opened.records(plan.runs) if resume else []
         address = None if sight is None else sight.address
         self.parent = ParentRun(
             opened.path, opened.experiment_id, name, tags, opened.data_root, earlier, resume, address

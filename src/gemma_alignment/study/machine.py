@@ -13,7 +13,10 @@ from typing import NamedTuple, Self
 
 import gemma_alignment
 from gemma_alignment.errors import UserError
-from gemma_alignment.study.lock import is_locked, token_of
+from gemma_alignment.storage.bucket import Bucket
+from gemma_alignment.storage.lease import Lease
+from gemma_alignment.study.engine import Site
+from gemma_alignment.study.lock import LOCK, is_locked, token_of
 
 DECISIVE = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "kedro", "mlflow")
 """Packages of which another version may make other numbers, or files that cannot be read."""
@@ -64,13 +67,16 @@ class Premises:
     project: Path
     data_root: Path
     token: str
-    """Of the study that holds the folder: who reads the same there shares it."""
+    """Of the study that holds the folder, or its lease on the bucket: who reads the same there shares it."""
     versions: Mapping[str, str]
+    address: str | None = None
+    """Of the bucket whose working folder the data folder is: each machine has one of its own."""
 
     @classmethod
-    def here(cls, project: Path, data_root: Path, *engine: str) -> Self:
+    def here(cls, site: Site, *engine: str) -> Self:
         """Those of this machine, with the packages of the engine."""
-        return cls(project, data_root, token_of(data_root), versions((*DECISIVE, *engine)))
+        token = site.mark or token_of(site.data_root)
+        return cls(site.project, site.data_root, token, versions((*DECISIVE, *engine)), site.address)
 
     def check(self) -> None:
         """Look whether this machine has them.
@@ -90,6 +96,15 @@ class Premises:
             )
         if not (self.project / "pyproject.toml").is_file():
             raise UserError(f"the project's folder {self.project} is not there; every machine needs {SAME_PATH}")
+        self._check_folder() if self.address is None else self._check_bucket(self.address)
+
+    def _check_bucket(self, address: str) -> None:
+        bucket = Bucket(address)
+        bucket.check()
+        if not Lease(bucket, LOCK, {}, self.token).is_mine():
+            raise UserError(f"{address} is held by another study, or by none, as seen from here")
+
+    def _check_folder(self) -> None:
         try:
             token = token_of(self.data_root)
         except OSError as error:
@@ -117,7 +132,8 @@ class Probe:
         """Look, on the machine that is meant."""
         try:
             self.premises.check()
-            self._check_storage()
+            if self.premises.address is None:
+                self._check_storage()
         except UserError as error:
             return Outcome(1, f"{socket.gethostname()}: {error}")
         return Outcome(0)
@@ -138,7 +154,7 @@ class Probe:
         """Why ``machine`` could not do a run, where the study was started; the answer is taken away."""
         if outcome.code != 0:
             return outcome.word or f"{machine}: it did not say why"
-        if not self._arrived():
+        if self.premises.address is None and not self._arrived():
             return f"{machine}: what it writes into {self.premises.data_root} is not seen here; it has to be shared"
         return None
 

@@ -122,6 +122,11 @@ class Plan:
         """Evaluation and report."""
         return Run(CLOSING, self.params, self.env)
 
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """All of them, in order."""
+        return (self.preparation, *self.arms, self.closing)
+
 
 def parse_seeds(text: str) -> tuple[int, ...]:
     """``42,123,777`` and ranges such as ``1-20,42``, each seed once, in the order given.

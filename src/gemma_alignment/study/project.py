@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from gemma_alignment.dotted import merged, nested
+from gemma_alignment.errors import UserError
 from gemma_alignment.fingerprints import Record
 from gemma_alignment.hooks.checks import check_parameters, configured_parameters
 from gemma_alignment.hooks.options import Options
@@ -68,10 +69,11 @@ class Opened:
                 options=Options.of(plan.env, plan.params),
             )
 
-    def left_to_prepare(self, resume: bool) -> tuple[str, ...]:
+    def left_to_prepare(self, resume: bool, is_at_work: bool = False) -> tuple[str, ...]:
         """The preparation stages from the first one on that is not done under these parameters.
 
-        ``resume``: whether they are to go on with interrupted ones.
+        ``resume``: whether they are to go on with interrupted ones; ``is_at_work``: whether an earlier study's process
+        of them is waited for.
 
         Raises:
             UserError: where such a stage would write over a finished run of something else, or lose a checkpoint.
@@ -83,21 +85,21 @@ class Opened:
             if stale or not work.is_current(self.catalog):
                 stale.append(name)
                 work.check_given(self.catalog)
-                dataclasses.replace(work, made_here=made).check(self.catalog)
+                _check(dataclasses.replace(work, made_here=made), self.catalog, is_at_work)
                 made |= work.full.all_outputs()
         return tuple(stale)
 
-    def check(self, run: Run, after: tuple[str, ...]) -> None:
+    def check(self, run: Run, after: tuple[str, ...], is_at_work: bool = False) -> None:
         """Refuse an arm that would write over a finished run of something else.
 
-        ``after`` are the stages that will run first: what they make cannot be compared yet.
+        ``after`` are the stages that will run first: what they make cannot be compared yet. ``is_at_work``: whether an
+        earlier study's process of the arm is waited for.
         """
         from kedro.framework.project import pipelines
 
         made = frozenset(name for stage in after for name in pipelines[stage].all_outputs())
         for name in run.pipelines:
-            work = dataclasses.replace(self._work(name, run.params), made_here=made)
-            work.check(self.catalog)
+            _check(dataclasses.replace(self._work(name, run.params), made_here=made), self.catalog, is_at_work)
 
     def is_done(self, run: Run) -> bool:
         """Whether a finished run of the same configuration and inputs stands there, outputs and all."""
@@ -153,3 +155,19 @@ class Opened:
 
         own = merged(self.parameters, nested(params))
         return works(pipelines[name], pipelines, own, self.path, self.options)[name]
+
+
+def _check(work: Any, catalog: Any, is_at_work: bool) -> None:
+    """Refuse a start that would lose something, or to wait for a process that makes something else.
+
+    Raises:
+        UserError: with the differences.
+    """
+    if not is_at_work or work.previous is None or work.previous.status != "running":
+        work.check(catalog)
+    elif others := work.deviations():
+        raise UserError(
+            f"{work.directory} is being written by {work.previous.host}, for an earlier study of something else:\n"
+            + "".join(f"  {line}\n" for line in others)
+            + "Stop that one, or give this one a folder of its own with --params data_root=FOLDER"
+        )

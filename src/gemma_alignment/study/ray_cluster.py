@@ -5,21 +5,36 @@ import signal
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 from gemma_alignment.errors import UserError, brief
 from gemma_alignment.fingerprints import Record
 from gemma_alignment.parameters.cluster import ClusterParameters
-from gemma_alignment.study.attempt import Attempt, Outcome
+from gemma_alignment.study.attempt import Attempt
 from gemma_alignment.study.engine import Site
+from gemma_alignment.study.machine import Outcome, Premises, Probe
+from gemma_alignment.study.orphans import settle_study
+from gemma_alignment.study.plan import Plan, Run
 from gemma_alignment.study.processes import Child, drive, stop
-from gemma_alignment.study.remote import LOST, attempt_of, is_of, missing_extra, waited_for
+from gemma_alignment.study.remote import (
+    LOST,
+    attempt_of,
+    is_of,
+    last_line,
+    missing_extra,
+    perform,
+    refuse_machines,
+    waited_for,
+)
 
 AUTO = "auto"
 """Address of the cluster that this machine belongs to."""
 ANSWER = 10.0
 """Seconds that the head of a cluster has to take a connection."""
+LOOKED = 300.0
+"""Seconds that the nodes have to look around; one that is new starts a process for it."""
 CARRIED = (
     "AWS_", "DO_NOT_TRACK", "FSSPEC_", "GEMMA_ALIGNMENT_", "GOOGLE_", "HF_", "KEDRO_", "MALLOC_", "MLFLOW_",
     "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "OMP_NUM_THREADS", "OPENAI_", "OPENBLAS_NUM_THREADS",
@@ -27,11 +42,6 @@ CARRIED = (
     "TOKENIZERS_PARALLELISM", "COLUMNS",
 )  # fmt: skip
 """How the variables begin that a run takes along from the study's machine; all others are those of its own machine."""
-
-
-def perform(attempt: Attempt) -> Outcome:
-    """What a worker is handed."""
-    return attempt()
 
 
 def carried(variables: Mapping[str, str]) -> dict[str, str]:
@@ -72,15 +82,19 @@ def _check_reachable(address: str) -> None:
 
 def _check_resources(settings: ClusterParameters, nodes: Sequence[Mapping[str, Any]]) -> None:
     """Ray itself would let the runs wait for ever."""
+    if any(has_room(settings, node) for node in nodes):
+        return
     asked = resources(settings)
-    for node in nodes:
-        if all(node["Resources"].get(name, 0) >= amount for name, amount in asked.items()):
-            return
     has = "; ".join(
         ", ".join(f"{node['Resources'].get(name, 0):g} {name}" for name in asked) for node in nodes
     )
     wants = ", ".join(f"{amount:g} {name}" for name, amount in asked.items())
     raise UserError(f"a run asks for {wants} (study.cluster), and no node of the Ray cluster has that; there is: {has}")
+
+
+def has_room(settings: ClusterParameters, node: Mapping[str, Any]) -> bool:
+    """Whether a node could do a run, were it idle."""
+    return all(node["Resources"].get(name, 0) >= amount for name, amount in resources(settings).items())
 
 
 def resources(settings: ClusterParameters) -> dict[str, float]:
@@ -139,6 +153,20 @@ class Task:
         return is_of(self.attempt, record)
 
 
+def _answer(reference: Any, name: str) -> Outcome:
+    """What a node says of itself; what Ray says where it cannot."""
+    import ray
+
+    try:
+        return Outcome(*ray.get(reference, timeout=0))
+    except ray.exceptions.GetTimeoutError:
+        return Outcome(LOST, f"{name}: it did not answer in {LOOKED:.0f} seconds")
+    except ray.exceptions.RayTaskError as error:  # what the node could not even load
+        return Outcome(LOST, f"{name}: {last_line(error)}; install the same packages there")
+    except ray.exceptions.RayError as error:
+        return Outcome(LOST, f"{name}: {last_line(error)}")
+
+
 def trace(log: Path) -> tuple[int, int] | None:
     """Size and time of a log, None where there is none."""
     try:
@@ -154,6 +182,24 @@ class Ray:
 
     site: Site
     settings: ClusterParameters
+
+    @cached_property
+    def premises(self) -> Premises:
+        """What the machines must have."""
+        return Premises.here(self.site, "ray")
+
+    def check(self, plan: Plan) -> None:
+        """Let every node that has room for a run look around, and end what an earlier study left.
+
+        Ray ends the tasks of a study whose process is gone: they are waited for, and none is gone on with.
+        """
+        refuse_machines(self._missing())
+        if self.site.address is None:  # in a bucket their leases say who lives
+            settle_study(plan.runs, self.site.data_root)
+
+    def has(self, run: Run) -> bool:
+        """None."""
+        return False
 
     def __enter__(self) -> Self:
         return self
@@ -178,10 +224,26 @@ class Ray:
         """Cancel the tasks."""
         stop(children)
 
+    def _missing(self) -> Iterator[str | None]:
+        """What each node lacks, None for one that lacks nothing; all look at the same time."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        tasks = []
+        for node in (one for one in ray.nodes() if one["Alive"] and has_room(self.settings, one)):
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            task = ray.remote(perform).options(num_cpus=0, scheduling_strategy=there, name="probe")
+            probe = Probe(self.premises)
+            tasks.append((node, probe, task.remote(probe)))
+        ray.wait([reference for *_, reference in tasks], num_returns=len(tasks), timeout=LOOKED)
+        for node, probe, reference in tasks:
+            name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+            yield probe.missing(_answer(reference, name), name)
+
     def _submit(self, child: Child, variables: Mapping[str, str]) -> None:
         import ray
 
-        attempt = attempt_of(child, self.site, variables)
+        attempt = attempt_of(child, self.premises, variables)
         asked = resources(self.settings)
         memory = {"memory": int(asked["memory"])} if "memory" in asked else {}
         task = ray.remote(perform).options(

@@ -1,27 +1,38 @@
 """What every cluster shares: how a run is handed over, and how it is told from an earlier one in the same folder."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from gemma_alignment.errors import UserError
 from gemma_alignment.fingerprints import Record
-from gemma_alignment.study.attempt import Attempt, versions
-from gemma_alignment.study.engine import Site
-from gemma_alignment.study.lock import LOCK
+from gemma_alignment.study.attempt import Attempt
+from gemma_alignment.study.machine import Outcome, Premises
 from gemma_alignment.study.processes import GRACE, TICK, Child
 
 LOST = 1
 """Exit status of a run of which the cluster knows only that it is over."""
 
 
-def attempt_of(child: Child, site: Site, variables: Mapping[str, str]) -> Attempt:
+def attempt_of(child: Child, premises: Premises, variables: Mapping[str, str]) -> Attempt:
     """What a machine of the cluster needs to do a child's run."""
-    before = tuple(Record.read(stage.directory(site.data_root)) for stage in child.run.stages)
-    lock = site.mark or (site.data_root / LOCK).read_text(encoding="utf-8")
-    return Attempt(
-        child.run, site.project, site.data_root, child.log.absolute(), variables, before, lock, versions(), site.address
-    )
+    before = tuple(Record.read(stage.directory(premises.data_root)) for stage in child.run.stages)
+    return Attempt(child.run, premises, child.log.absolute(), variables, before)
+
+
+def perform(task: Callable[[], Outcome]) -> Outcome:
+    """What a machine does with an attempt or a probe."""
+    return task()
+
+
+def refuse_machines(words: Iterable[str | None]) -> None:
+    """Refuse a study some of whose machines could not do its runs.
+
+    Raises:
+        UserError: with what each of them lacks, if any does.
+    """
+    if lines := [f"\n  {word}" for word in words if word is not None]:
+        raise UserError(f"The study was not started; of the machines that its runs would get:{''.join(lines)}")
 
 
 def is_of(attempt: Attempt, record: Record) -> bool:
@@ -35,6 +46,12 @@ def waited_for(poll: Callable[[], int | None]) -> int | None:
     while (code := poll()) is None and time.monotonic() < deadline:
         time.sleep(TICK)
     return code
+
+
+def last_line(error: BaseException) -> str:
+    """What an error of another machine says last: the end of the traceback that it quotes, not where that is kept."""
+    lines = str(error).partition("You can check full logs")[0].splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip(" -")), repr(error))
 
 
 def missing_extra(engine: str, data_root: Path) -> UserError:

@@ -1,60 +1,43 @@
-"""The engine on a SLURM cluster, by way of submitit: the runs are a job array, and SLURM says when each has a place.
-
-Nothing here needs SLURM's accounting: what became of a job is read from its result, and else from the queue.
-"""
+"""The engine on a SLURM cluster, by way of submitit: the runs are a job array, and SLURM says when each has a place."""
 
 import hashlib
 import logging
 import os
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 from gemma_alignment.errors import UserError
-from gemma_alignment.fingerprints import Record
 from gemma_alignment.parameters.cluster import ClusterParameters
-from gemma_alignment.study.attempt import INTERRUPTED, Attempt, Outcome
 from gemma_alignment.study.engine import Site
-from gemma_alignment.study.processes import Child, drive, stop
-from gemma_alignment.study.remote import LOST, attempt_of, is_of, missing_extra, waited_for
+from gemma_alignment.study.machine import Outcome, Premises, Probe
+from gemma_alignment.study.orphans import settle_study
+from gemma_alignment.study.plan import Plan, Run
+from gemma_alignment.study.processes import TICK, Child, drive, stop
+from gemma_alignment.study.remote import attempt_of, missing_extra, refuse_machines
+from gemma_alignment.study.slurm_jobs import (
+    AT_WORK,
+    FOLDER,
+    QUEUED,
+    Job,
+    Left,
+    Queue,
+    Queued,
+    ask,
+    end_by,
+    left_over,
+)
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "slurm"
-"""Where submitit keeps what it sends and gets, in the data folder, or with a bucket in the project's; the runs' own
-output is where it always is."""
-LOOK = 2.0
-"""Seconds between two looks at the queue."""
-SETTLED = 15.0
-"""Seconds that a job must have been over without a result: a queue is behind, and a job may be queued again."""
-QUEUED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD", "REQUEUE_FED")
-AT_WORK = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
-
-
-@dataclass(frozen=True)
-class Queued:
-    """What SLURM calls: an attempt that is taken away leaves no result, because SLURM may give it another place."""
-
-    attempt: Attempt
-
-    def __call__(self) -> Outcome:
-        """Do the run, or what is left of it."""
-        outcome = self.attempt()
-        if outcome.code in INTERRUPTED:
-            os._exit(outcome.code)
-        return outcome
-
-    def checkpoint(self) -> Any:
-        """What submitit queues again when the time of the job is up: the same, which goes on where it was."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
+PROBE_MIN = 5
+"""Minutes of the job that looks around."""
 
 
 def exchange(site: Site) -> Path:
@@ -67,8 +50,10 @@ def name_of(data_root: Path) -> str:
     return f"gemma-alignment-{hashlib.sha256(str(data_root.resolve()).encode()).hexdigest()[:12]}"
 
 
-def check(settings: ClusterParameters, data_root: Path) -> None:
+def check(settings: ClusterParameters, data_root: Path, resume: bool = False) -> list[Left]:
     """Refuse what SLURM would refuse, and jobs of an earlier study that still run in the folder.
+
+    Returns: with ``resume`` those jobs, which the study goes on with.
 
     Raises:
         UserError: with what is missing, or SLURM's own words.
@@ -81,14 +66,15 @@ def check(settings: ClusterParameters, data_root: Path) -> None:
         if shutil.which(command) is None:
             raise UserError(f"--engine slurm: there is no {command} here; start the study on a machine of the cluster")
     asked = [f"--{key.replace('_', '-')}={value}" for key, value in flags(settings).items()]
-    _ask("sbatch", "--test-only", *asked, "--wrap=true")
-    left = Queue(name_of(data_root)).look()
-    if going := sorted(one for one, state in left.items() if state in (*QUEUED, *AT_WORK)):
-        arrays = sorted({one.partition("_")[0] for one in going})
+    ask("sbatch", "--test-only", *asked, "--wrap=true")
+    states = Queue(name_of(data_root)).look()
+    going = sorted(job for job, state in states.items() if state in (*QUEUED, *AT_WORK))
+    if going and not resume:
         raise UserError(
-            f"jobs of an earlier study in {data_root} are still with SLURM: {', '.join(going)}. "
-            f"Wait for them, or end them by: scancel {' '.join(arrays)}"
+            f"jobs of an earlier study in {data_root} are still with SLURM: {', '.join(going)}. Go on with them by "
+            f"--resume (not where the data are in a bucket), {end_by(going)}"
         )
+    return left_over(going, data_root)
 
 
 def flags(settings: ClusterParameters) -> dict[str, Any]:
@@ -106,161 +92,107 @@ def flags(settings: ClusterParameters) -> dict[str, Any]:
     return {key: value for key, value in asked.items() if value is not None}
 
 
-def _ask(*words: str) -> str:
-    """What a command of SLURM says.
-
-    Raises:
-        UserError: with its own words, where it refuses.
-    """
-    done = subprocess.run(words, text=True, capture_output=True, check=False)
-    if done.returncode != 0:
-        said = done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}"
-        raise UserError(f"SLURM refuses ({words[0]}): {said}\nSee study.cluster in the parameters.")
-    return done.stdout
-
-
-@dataclass
-class Queue:
-    """The states of the jobs of one name, looked at every few seconds."""
-
-    name: str
-    _states: Mapping[str, str] = field(default_factory=dict)
-    _looked: float = float("-inf")
-    _warned: bool = False
-
-    def look(self) -> Mapping[str, str]:
-        """Job -> state, of the present and of those that ended minutes ago.
-
-        Raises:
-            UserError: when SLURM does not answer.
-        """
-        text = _ask("squeue", f"--name={self.name}", "--array", "--states=all", "--noheader", "--format=%i|%T")
-        lines = (line.strip().partition("|") for line in text.splitlines() if line.strip())
-        return {job: state for job, _, state in lines}
-
-    def state(self, job: str) -> str | None:
-        """The last known state of a job; None: SLURM does not know it any more. One that is silent is waited for."""
-        if time.monotonic() - self._looked >= LOOK:
-            try:
-                self._states, self._warned = self.look(), False
-            except UserError as error:
-                if not self._warned:
-                    logger.warning("%s The study waits for it; jobs go on meanwhile.", error)
-                self._warned = True
-            self._looked = time.monotonic()
-        return self._states.get(job)
-
-
-@dataclass
-class Job:
-    """One job, as the process of a child."""
-
-    attempt: Attempt
-    handle: Any
-    """Of submitit."""
-    queue: Queue
-    _outcome: Outcome | None = None
-    _over_since: float | None = None
-    _ended: bool = False
-    """Whether the study took it away: it does not come back."""
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether SLURM has not given it a place."""
-        return self.queue.state(self.handle.job_id) in QUEUED
-
-    @property
-    def word(self) -> str | None:
-        """What it, or SLURM, said of its end."""
-        return None if self._outcome is None else self._outcome.word
-
-    def poll(self) -> int | None:
-        """Its exit status: that of the run, once it left one."""
-        if self._outcome is None and self.handle.paths.result_pickle.exists():
-            self._outcome = self._result()
-        if self._outcome is None and self._has_vanished():
-            self._outcome = Outcome(LOST, f"job {self.handle.job_id} left no result: SLURM says {self._said()}")
-        return None if self._outcome is None else self._outcome.code
-
-    def wait(self) -> int:
-        """Its exit status; a cluster that does not say in half a minute that it is over is not waited for."""
-        if (code := waited_for(self.poll)) is None:
-            self._outcome = Outcome(LOST, f"job {self.handle.job_id} may still run: SLURM did not take it away")
-        return LOST if code is None else code
-
-    def signal(self, number: signal.Signals) -> None:
-        """Let SLURM take the job away, which asks first and shoots later; SIGKILL is at once."""
-        if self.poll() is None:
-            self._ended = True
-            how = ["--signal=KILL", "--full"] if number == signal.SIGKILL else []
-            subprocess.run(["scancel", *how, self.handle.job_id], capture_output=True, check=False)
-
-    def wrote(self, record: Record) -> bool:
-        """Whether the record came after the job was handed over."""
-        return is_of(self.attempt, record)
-
-    def _result(self) -> Outcome:
-        try:
-            return Outcome(*self.handle.result())
-        except Exception as error:  # what the job raised, in submitit's words; or a file that cannot be read
-            return Outcome(LOST, f"job {self.handle.job_id}: {(str(error).strip() or repr(error)).splitlines()[-1]}")
-
-    def _has_vanished(self) -> bool:
-        state = self.queue.state(self.handle.job_id)
-        if state in QUEUED or state in AT_WORK:
-            self._over_since = None
-            return False
-        self._over_since = self._over_since or time.monotonic()
-        return self._ended or time.monotonic() - self._over_since >= SETTLED
-
-    def _said(self) -> str:
-        text = (self.handle.stderr() or "").strip() or (self.handle.stdout() or "").strip()
-        last = text.splitlines()[-1:] or ["nothing"]
-        return f"{self.queue.state(self.handle.job_id) or 'nothing of it any more'} ({last[0]})"
-
-
 @dataclass(frozen=True)
 class Slurm:
     """Job arrays, one a phase of the study: preparation, arms, evaluation with report."""
 
     site: Site
     settings: ClusterParameters
+    left: Sequence[Left] = ()
+    """Jobs of an earlier study: it does with them what it would do with its own."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None: ...
 
+    @cached_property
+    def premises(self) -> Premises:
+        """What the machines must have."""
+        return Premises.here(self.site, "submitit")
+
+    def check(self, plan: Plan) -> None:
+        """Let the first machine that SLURM gives look around, unless jobs are at work already, and end what is over."""
+        for one in self.left:
+            if one.attempt.premises.versions != self.premises.versions or not any(map(one.does, plan.runs)):
+                raise UserError(
+                    f"job {one.handle.job_id} of an earlier study in {self.site.data_root} ({one.attempt.run.label}) "
+                    f"does something else than this one, or with other versions: {end_by([one.handle.job_id])}"
+                )
+        if not self.left:
+            self._probe()
+        if self.site.address is None:  # in a bucket their leases say who lives
+            settle_study((run for run in plan.runs if not self.has(run)), self.site.data_root)
+
+    def has(self, run: Run) -> bool:
+        """Whether a job of an earlier study does it."""
+        return any(one.does(run) for one in self.left)
+
     def drive(
         self, children: Sequence[Child], workers: int | None, variables: Mapping[str, str]
     ) -> Iterator[Child | None]:
         """Submit all of them at once; SLURM runs at most ``workers`` at a time, or as many as have a place."""
-        if children:
-            self._submit(children, workers or len(children), variables)
+        name, own = name_of(self.site.data_root), list[Child]()
+        for child in children:
+            if (earlier := next((one for one in self.left if one.does(child.run)), None)) is not None:
+                child.process = Job(earlier.attempt, earlier.handle, Queue(name))
+            else:
+                own.append(child)
+        if own:
+            at_most = len(own) if workers is None else max(1, workers - (len(children) - len(own)))
+            self._submit(own, at_most, variables, name)
         return drive(children, max(1, len(children)), lambda child, place: None)
 
     def stop(self, children: Sequence[Child]) -> None:
         """Take the jobs away."""
         stop(children)
 
-    def _submit(self, children: Sequence[Child], workers: int, variables: Mapping[str, str]) -> None:
-        import submitit
-
-        executor = submitit.SlurmExecutor(exchange(self.site), max_num_timeout=self.settings.retries)
-        name = name_of(self.site.data_root)
-        executor.update_parameters(
-            job_name=name, array_parallelism=workers, stderr_to_stdout=True, signal_delay_s=90,
-            setup=list(self.settings.slurm.setup), additional_parameters={"requeue": True}, **flags(self.settings),
-        )  # fmt: skip
-        attempts = [attempt_of(child, self.site, {}) for child in children]
-        with _environment(variables):  # a job gets the environment of sbatch, and no file holds it
-            try:
-                handles = executor.submit_array([Queued(attempt) for attempt in attempts])
-            except submitit.core.utils.FailedJobError as error:
-                raise UserError(f"SLURM refuses the jobs: {error}") from error
+    def _submit(self, children: Sequence[Child], workers: int, variables: Mapping[str, str], name: str) -> None:
+        attempts = [attempt_of(child, self.premises, {}) for child in children]
+        executor = self._executor(name, array_parallelism=workers, signal_delay_s=90)
+        with _environment(variables), _refused():  # a job gets the environment of sbatch, and no file holds it
+            handles = executor.submit_array([Queued(attempt) for attempt in attempts])
         queue = Queue(name)
         for child, attempt, handle in zip(children, attempts, handles, strict=True):
             child.process = Job(attempt, handle, queue)
+
+    def _executor(self, name: str, **words: Any) -> Any:
+        import submitit
+
+        executor = submitit.SlurmExecutor(exchange(self.site), max_num_timeout=self.settings.retries)
+        executor.update_parameters(
+            job_name=name, stderr_to_stdout=True, setup=list(self.settings.slurm.setup),
+            additional_parameters={"requeue": True}, **{**flags(self.settings), **words},
+        )  # fmt: skip
+        return executor
+
+    def _probe(self) -> None:
+        """A job of minutes, for which there is sooner a place than for a run.
+
+        Raises:
+            UserError: with what the machine lacks.
+        """
+        name, probe = f"{name_of(self.site.data_root)}-probe", Probe(self.premises)
+        logger.info("A job looks whether the machines have what the runs need (squeue --name=%s)", name)
+        with _refused():
+            handle = self._executor(name, time=min(PROBE_MIN, self.settings.slurm.time_min)).submit(probe)
+        job = Job(None, handle, Queue(name))
+        try:
+            while (code := job.poll()) is None:
+                time.sleep(TICK)
+        finally:
+            job.signal(signal.SIGTERM)
+        refuse_machines([probe.missing(Outcome(code, job.word), f"job {handle.job_id}")])
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    import submitit
+
+    try:
+        yield
+    except submitit.core.utils.FailedJobError as error:
+        raise UserError(f"SLURM refuses the jobs: {error}") from error
 
 
 @contextmanager

@@ -23,7 +23,8 @@ from gemma_alignment.study.remote import LOST, is_of, last_line, waited_for
 logger = logging.getLogger(__name__)
 
 FOLDER = "slurm"
-"""Where submitit keeps what it sends and gets, in the data folder; the runs' own output is where it always is."""
+"""Where submitit keeps what it sends and gets, in the data folder, or with a bucket in the project's; the runs' own
+output is where it always is."""
 LOOK = 2.0
 """Seconds between two looks at the queue."""
 SETTLED = 15.0

@@ -31,7 +31,7 @@ def status_of(plan: Plan, project: Path, parameters: Mapping[str, Any]) -> list[
     from kedro.framework.project import pipelines
 
     lines = []
-    for run in (plan.preparation, *plan.arms, plan.closing):
+    for run in plan.runs:
         own = merged(parameters, nested(run.params))
         lines += [_line(works(pipelines[name], pipelines, own, project)[name], own) for name in run.pipelines]
     return lines
