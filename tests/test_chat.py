@@ -52,7 +52,7 @@ def test_a_policy_of_another_method_is_refused(toy_study, trained_elsewhere):
 def test_the_base_is_the_one_that_the_run_was_trained_on(toy_study, trained_elsewhere, monkeypatch):
     parameters = parameters_of(toy_study, trained_elsewhere)
     trained, opened = Trained.find(Path("/"), "ppo", parameters), []
-    chained = {**parameters["modeling"], "rl_base": "sft_adapter"}
+    chained = {**parameters["modeling"], "rl_base": "sft_adapter", "sharding": "none"}
     trained.record.parent.mkdir(parents=True)
     trained.record.write_text(json.dumps({"parameters": {"modeling": chained}}))
     real = models.open_start

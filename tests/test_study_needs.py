@@ -12,7 +12,7 @@ from gemma_alignment.modeling.memory import GEMMA_2B, Shape
 from gemma_alignment.parameters import SECTIONS, section_class
 from gemma_alignment.parameters.rates import RateParameters
 from gemma_alignment.study import preflight as preflight_module
-from gemma_alignment.study.command import Asked, start
+from gemma_alignment.study.command import Asked, show, start
 from gemma_alignment.study.hours import hours
 from gemma_alignment.study.memory_needs import disk, fetched, peaks
 from gemma_alignment.study.plan import Plan, Variant
@@ -181,6 +181,33 @@ def test_a_dry_run_says_the_wall_time_and_what_it_assumes(parameters):
     for words in ("1 GPU ", "2 GPUs ", "8 GPUs ", "64 GPUs ", "(8 a run)", "assumed to do 0.7", "preparation"):
         assert words in said, said
     assert looked_at(parameters)["iteration"].said.startswith("about ppo ")
+
+
+def in_shares(parameters):
+    changes = {"modeling": {"quantization": "none", "sharding": "base"}, "rollout": {"precision": "as_held"}}
+    return merged(parameters, changes)
+
+
+def test_a_base_in_shares_takes_an_arm_less_memory_with_each_process(parameters):
+    """Down to the final answers, which one process gives with a whole base; the other stages are one process's."""
+    found = [{p.stage: p for p in peaks(PLAN, in_shares(parameters), GEMMA_2B, count)} for count in (1, 2, 64)]
+    undivided = merged(in_shares(parameters), {"modeling": {"sharding": "none"}})
+    whole = {p.stage: p for p in peaks(PLAN, undivided, GEMMA_2B, 64)}
+    assert {stage: peak.bytes for stage, peak in whole.items()} == {s: p.bytes for s, p in found[0].items()}
+    for stage in whole:
+        sizes = [one[stage].bytes for one in found]
+        if stage in ("ppo", "grpo"):
+            assert sizes[0] > sizes[1] >= sizes[2] > 5.01e9, stage
+            assert found[2][stage].when.startswith("final answers, by one process with the whole base")
+        else:
+            assert len(set(sizes)) == 1, stage
+
+
+def test_a_base_is_shared_out_among_several_processes_alone(parameters, tmp_path):
+    asked = Asked(tmp_path, PLAN, in_shares(parameters))
+    for call in (lambda: start(asked, None, False), lambda: show(asked, False)):
+        with pytest.raises(UserError, match=r"modeling\.sharding is 'base', but one process trains each policy"):
+            call()
 
 
 def test_every_stage_that_opens_a_model_is_in_the_memory(parameters):

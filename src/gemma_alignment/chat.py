@@ -54,11 +54,12 @@ class Trained:
 
     def modeling(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
         """How its base was held when it was trained; as it is configured now, where the run left no record."""
+        from gemma_alignment.pipelines.models import held_by
+
         try:
-            recorded: Mapping[str, Any] = json.loads(self.record.read_text(encoding="utf-8"))["parameters"]["modeling"]
+            return held_by(json.loads(self.record.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError):
-            return dict(parameters["modeling"])
-        return recorded
+            return held_by({"parameters": parameters})
 
 
 class Conversation:

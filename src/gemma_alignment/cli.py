@@ -158,7 +158,7 @@ def study(
         return
     asked = planned(_project(context), **options)
     if dry_run:
-        sys.exit(0 if show(asked, resume) else 1)
+        sys.exit(0 if show(asked, resume, processes_per_run) else 1)
     else:
         sys.exit(start(asked, workers, resume, engine, address, processes_per_run))
 

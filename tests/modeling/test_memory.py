@@ -53,6 +53,19 @@ def test_what_each_saving_saves() -> None:
     assert (chained - phases(GEMMA_2B, HELD, WORK, False)["load"]) / 1e9 == pytest.approx(0.0784, abs=1e-3)
 
 
+def test_a_base_in_shares_is_divided_but_for_the_piece_that_computes() -> None:
+    """5.01 GB in bf16 by four; the table of 1.05 GB is whole while it is read, once as it comes and once laid out."""
+    dense = replace(HELD, quantization="none")
+    whole, shared = (phases(GEMMA_2B, hold, WORK, critic=True) for hold in (dense, replace(dense, shares=4)))
+    less = {name: (whole[name] - shared[name]) / 1e9 for name in whole}
+    assert less["load"] == less["optimizer"] == pytest.approx(5.012 * 3 / 4, abs=1e-3)
+    for name in ("rollout", "score", "policy backward", "critic backward"):
+        assert less[name] == pytest.approx(5.012 * 3 / 4 - 2 * 1.0486, abs=1e-3), name
+    wide = Shape(100, 2048, 18, 8, 1, 256, 16_384)
+    assert replace(dense, shares=2).gathered(wide) == 2 * 2 * wide.linear_weights / 18
+    assert dense.gathered(wide) == 0
+
+
 def test_pages_are_filled_up() -> None:
     """A page holds 256 positions: 513 take as much as 768, and 512 what they take in one piece."""
     paged = replace(HELD, engine="continuous_batching")

@@ -24,7 +24,8 @@ def modeling(**changes: Any) -> dict[str, Any]:
     return {
         "base_model": "pretrain", "revision": None, "quantization": "none", "dtype": "float32", "lora": lora,
         "embedding": "as_saved",
-        "gradient_checkpointing": False, "optimizer": "adam", "rl_base": "sft_merged", "sharing": "one_base", **changes,
+        "gradient_checkpointing": False, "optimizer": "adam", "rl_base": "sft_merged", "sharing": "one_base",
+        "sharding": "none", **changes,
     }  # fmt: skip
 
 

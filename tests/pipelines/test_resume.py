@@ -226,11 +226,20 @@ def assert_like(found, expected):
         assert one == {key: pytest.approx(value, rel=tolerances[key], abs=1e-4) for key, value in other.items()}
 
 
-def test_two_processes_leave_the_history_of_one_and_one_goes_on_where_two_stopped(base, tmp_path, monkeypatch, in_two):
-    """The second one is shot in between: the first says so, with its last good state kept."""
-    pairs = 2 * PAIRS
-    alone = Arm(base, tmp_path / "alone", "grpo").train(pairs=pairs)
-    together = Arm(base, tmp_path / "together", "grpo").train(train=in_two, pairs=pairs)
+@pytest.mark.parametrize("sharding", ["none", "base"])
+def test_two_processes_leave_the_history_of_one_and_one_goes_on_where_two_stopped(
+    base, tmp_path, monkeypatch, in_two, sharding
+):
+    """Of two the second one is shot: the first says so, with its last good state kept. The base may be in shares."""
+    pairs, weights = 2 * PAIRS, {"none": "merged", "base": "adapter"}[sharding]
+
+    def arm_in(name, sharding=sharding):
+        arm = Arm(base, tmp_path / name, "grpo")
+        arm.modeling["sharding"], arm.rollout["weights"] = sharding, weights
+        return arm
+
+    alone = arm_in("alone", "none").train(pairs=pairs)
+    together = arm_in("together").train(train=in_two, pairs=pairs)
     assert_like(together, alone)
     names = [sorted(path.name for path in arm.directory.iterdir()) for arm in (together, alone)]
     assert names[0] == names[1]
@@ -241,13 +250,13 @@ def test_two_processes_leave_the_history_of_one_and_one_goes_on_where_two_stoppe
 
     popen = several.subprocess.Popen
     monkeypatch.setattr(several.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
-    arm = Arm(base, tmp_path / "shot", "grpo")
+    arm = arm_in("shot")
     with monkeypatch.context() as patch:
         at_call(patch, policy_optimization, "clipped", 4, shoot)
         with pytest.raises(UserError, match=r"process 2 of the 2 of this run has ended \(status -9\)"):
             arm.train(train=in_two, pairs=pairs)
     assert saved(arm.checkpoints) == [0, 1]
-    assert_like(arm.train(resume=True, pairs=pairs), alone)
+    assert_like(arm_in("shot", "none").train(resume=True, pairs=pairs), alone)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "two", ""])

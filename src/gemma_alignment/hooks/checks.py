@@ -30,6 +30,7 @@ def check_parameters(parameters: Mapping[str, Any], configured: Mapping[str, Any
         build(section_class(section), parameters[section], section)
     _check_context(parameters)
     _check_precision(parameters)
+    _check_sharding(parameters)
 
 
 def _check_context(parameters: Mapping[str, Any]) -> None:
@@ -51,6 +52,17 @@ def _check_precision(parameters: Mapping[str, Any]) -> None:
             "rollout.precision is '4bit', but modeling.quantization is "
             f"'{parameters['modeling']['quantization']}': set rollout.precision=as_held or modeling.quantization=nf4"
         )
+
+
+def _check_sharding(parameters: Mapping[str, Any]) -> None:
+    """A base that is held in shares decodes through its own modules, by the loop whose steps the processes share."""
+    for name, needed in (("weights", "adapter"), ("engine", "transformers")):
+        found = parameters["rollout"][name]
+        if parameters["modeling"]["sharding"] == "base" and found != needed:
+            raise ConfigError(
+                f"modeling.sharding is 'base', which goes with rollout.{name} {needed!r} alone, but that is {found!r}: "
+                f"set rollout.{name}={needed} or modeling.sharding=none"
+            )
 
 
 def configured_parameters(loader: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from gemma_alignment.hooks import kept
 from gemma_alignment.hooks.abandoned import MLFLOW_STATUS
 from gemma_alignment.hooks.advice import leave_out_advice
 from gemma_alignment.hooks.checks import check_parameters, configured_parameters, free_inputs, path_of
+from gemma_alignment.hooks.feasible import check_shares
 from gemma_alignment.hooks.inputs import check_inputs
 from gemma_alignment.hooks.left import check_left
 from gemma_alignment.hooks.options import Options
@@ -65,6 +66,7 @@ class Session:
         self.works = works(pipeline, pipelines, parameters, context.project_path, options)
         for work in self.works.values():
             work.check_feasible(catalog)
+        check_shares(parameters, [work.stage for work in self.works.values()])
         check_inputs(pipeline, catalog, pipelines, options.typed())
         for work in self.works.values():
             work.check(catalog)

@@ -7,17 +7,21 @@ from kedro.pipeline.node import Node
 
 from gemma_alignment.errors import UserError
 
+UNCOUNTED = ("sharding",)
+"""Of section ``modeling``: what changes nothing but rounding, as the number of processes does."""
+
 
 def read_by(nodes: Iterable[Node], parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that some of ``nodes`` read.
+    """The parameters that some of ``nodes`` read, without those that change nothing.
 
     Raises:
         UserError: for one that no file gives.
     """
     names = {name for node in nodes for name in node.inputs}
-    if "parameters" in names:
-        return dict(parameters)
-    return dict(_looked_up(sorted(names), parameters))
+    found = dict(parameters) if "parameters" in names else dict(_looked_up(sorted(names), parameters))
+    if "modeling" in found:
+        found["modeling"] = {name: value for name, value in found["modeling"].items() if name not in UNCOUNTED}
+    return found
 
 
 def _looked_up(names: Iterable[str], parameters: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

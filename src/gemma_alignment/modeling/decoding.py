@@ -12,6 +12,7 @@ from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
 
 from gemma_alignment.modeling.heads import prompts_at_a_time
 from gemma_alignment.modeling.prefill import prefilled
+from gemma_alignment.modeling.sharding import is_shared_out
 from gemma_alignment.modeling.static import StaticCached, is_static
 
 
@@ -31,9 +32,10 @@ class Cached(Protocol):
 def cached(model: Any) -> Cached:
     """Captured steps on a GPU, the faster way for a Gemma that :func:`lay_side_by_side` has prepared on a CPU.
 
-    Other models go through their own modules, and on a GPU those that have no cache of a fixed size.
+    Other models go through their own modules, and on a GPU those that have no cache of a fixed size, or of which a
+    process holds a share: a step that waits for other processes cannot be captured.
     """
-    if model.device.type == "cuda" and is_static(model):
+    if model.device.type == "cuda" and is_static(model) and not is_shared_out(model):
         return StaticCached(model)
     return GemmaCached(model) if hasattr(model, "side_by_side") else ModulesCached(model)
 

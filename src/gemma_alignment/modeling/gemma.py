@@ -15,13 +15,15 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from gemma_alignment.modeling.lora import side_by_side
 from gemma_alignment.modeling.packing import Packed, masks_for
+from gemma_alignment.modeling.sharding import is_shared_out
 
 
 def is_plain(model: Any) -> bool:
-    """Whether a model is a ``GemmaForCausalLM`` in fp32 that keeps its activations."""
+    """Whether a model is a ``GemmaForCausalLM`` in fp32 that keeps its activations, and whole in this process."""
     from transformers import GemmaForCausalLM
 
-    return type(model) is GemmaForCausalLM and model.dtype == torch.float32 and not model.training
+    is_kind = type(model) is GemmaForCausalLM and model.dtype == torch.float32
+    return is_kind and not model.training and not is_shared_out(model)
 
 
 def gemma_states(model: Any, packed: Packed, wanted: Tensor) -> tuple[Tensor, int]:

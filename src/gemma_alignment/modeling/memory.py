@@ -85,10 +85,12 @@ class Holding:
     """``rollout.precision``."""
     engine: str = "transformers"
     """``rollout.engine``."""
+    shares: int = 1
+    """Processes that train a policy and hold a share of the base each."""
 
     @classmethod
     def of(cls, modeling: Mapping[str, Any], rollout: Mapping[str, Any]) -> Self:
-        """Read it from the parameters."""
+        """Read it from the parameters; of one process that holds all of its base."""
         return cls(
             modeling["quantization"], modeling["dtype"], modeling["lora"]["rank"], modeling["gradient_checkpointing"],
             modeling["optimizer"], modeling["rl_base"], modeling["sharing"], rollout["weights"], modeling["embedding"],
@@ -105,6 +107,11 @@ class Holding:
         linear = NF4 if self.quantization == "nf4" else self.width
         table = 1 if self.embedding == "int8" else self.width
         return shape.linear_weights * linear + shape.table_weights * table
+
+    def gathered(self, shape: Shape) -> float:
+        """Bytes of what is whole while it computes, as it comes and as it is laid out: the largest piece of a base."""
+        largest = max(shape.vocabulary * shape.hidden, shape.linear_weights / shape.layers)
+        return 2 * self.width * largest if self.shares > 1 else 0.0
 
 
 @dataclass(frozen=True)
@@ -136,18 +143,19 @@ def phases(shape: Shape, hold: Holding, work: Work, critic: bool) -> dict[str, f
     bases = roles if hold.sharing == "separate_copies" else 1
     if hold.rl_base == "sft_adapter" and hold.sharing == "separate_copies":
         frozen += lora * (roles - 1)  # each copy carries the frozen SFT adapter
-    load = bases * hold.base(shape) + FP32 * (trained + frozen)
+    load = bases * hold.base(shape) / hold.shares + FP32 * (trained + frozen)
     resident = load + MOMENTS[hold.optimizer] * trained
+    passing = resident + hold.gathered(shape)
     states = 2 * work.positions * shape.hidden * hold.width
     both, read = FP32 * trained, work.rows * work.response
     found = {
         "load": load,
-        "rollout": resident + _decoding(shape, hold, work),
-        "score": resident + states + max(_passing(shape, hold, work.positions), _head(shape, hold, read)),
-        "policy backward": resident + both + states + _backward(shape, hold, work.positions, read),
+        "rollout": passing + _decoding(shape, hold, work),
+        "score": passing + states + max(_passing(shape, hold, work.positions), _head(shape, hold, read)),
+        "policy backward": passing + both + states + _backward(shape, hold, work.positions, read),
     }
     if critic:
-        found["critic backward"] = resident + both + states + _backward(shape, hold, work.positions, 0)
+        found["critic backward"] = passing + both + states + _backward(shape, hold, work.positions, 0)
     found["optimizer"] = resident + both
     return found
 

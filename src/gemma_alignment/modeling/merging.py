@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gemma_alignment.modeling.embedding import Int8Head
+from gemma_alignment.modeling.sharding import TiedHead
 
 
 def base_weight(layer: Any) -> Tensor:
@@ -73,6 +74,6 @@ def matmul_weights(part: Any) -> int:
     """Weights that multiply a token: all linear layers of a part of the model, counting 4-bit ones unpacked."""
     total = 0
     for module in part.modules():
-        if isinstance(module, nn.Linear | Int8Head):
+        if isinstance(module, nn.Linear | Int8Head | TiedHead):
             total += module.in_features * module.out_features
     return total

@@ -10,9 +10,9 @@ same bytes each time that as many processes compute them.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -29,6 +29,8 @@ class _Company:
 
     is_left: bool = False
     """Whether this one is by itself, though the group lives on."""
+    meanwhile: list[Callable[[], None]] = field(default_factory=list)
+    """What it does where it waits for the others."""
 
 
 _company = _Company()
@@ -42,6 +44,7 @@ def together(is_left: bool = False) -> Iterator[None]:
         yield
     finally:
         _company.is_left = is_left
+        _company.meanwhile.clear()
 
 
 def count() -> int:
@@ -78,8 +81,29 @@ def at_most(size: int, rows: int) -> int:
 def whole(part: Tensor) -> Tensor:
     """The sum over processes, in place: of a tensor with 0 where other processes have their rows."""
     if count() > 1:
+        _arrive()
         distributed.all_reduce(part)
     return part
+
+
+def lowest(number: int) -> int:
+    """The least of the numbers that the processes say."""
+    said = torch.tensor(number)
+    distributed.all_reduce(said, distributed.ReduceOp.MIN)
+    return int(said)
+
+
+def meanwhile(serve: Callable[[], None]) -> None:
+    """From now on, as long as they are together, a process that comes to a sum serves the others until all have come.
+
+    ``serve`` returns in all processes at the same time: when none needs it any more.
+    """
+    _company.meanwhile.append(serve)
+
+
+def _arrive() -> None:
+    for serve in _company.meanwhile:
+        serve()
 
 
 def total(numbers: Mapping[str, float]) -> dict[str, float]:
@@ -127,5 +151,6 @@ def _heard() -> bytes:
 
 
 def _broadcast(tensor: Tensor) -> Tensor:
+    _arrive()
     distributed.broadcast(tensor, 0)
     return tensor

@@ -75,6 +75,8 @@ class ModelingParameters:
     """What policy optimisation starts from: the merged SFT model, or base and SFT adapter, never merged."""
     sharing: Literal["one_base", "separate_copies"]
     """One frozen base for every role, or one each: the same numbers, several times the memory."""
+    sharding: Literal["none", "base"]
+    """What each of several processes that train one policy holds of the base: all of it, or a share (experimental)."""
     lora: LoraParameters
     """Shape of every adapter."""
 
@@ -82,6 +84,12 @@ class ModelingParameters:
         check_pinned(revision=self.revision)
         if self.base_model != "pretrain" and not self.revision:
             raise ValueError(f"base_model {self.base_model!r} needs a pinned revision (a commit hash of the hub)")
+        for name, needed in (("quantization", "none"), ("embedding", "as_saved"), ("sharing", "one_base")):
+            if self.sharding == "base" and getattr(self, name) != needed:
+                raise ValueError(
+                    f"sharding is 'base', which goes with {name} {needed!r} alone, but {name} is "
+                    f"{getattr(self, name)!r}: set modeling.{name}={needed} or modeling.sharding=none"
+                )
 
 
 @dataclass(frozen=True)

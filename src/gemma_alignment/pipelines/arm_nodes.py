@@ -57,7 +57,7 @@ def train_policy(
         raise UserError(f"{method_name}: {error}") from error
     device = prepare(runtime)
     origin = Start(sft_merged_model, base_model, sft_adapter)
-    model, chat = open_start(origin, modeling, device, seed)
+    model, chat = open_start(origin, modeling, device, seed, modeling["sharding"] == "base")
     model.add("policy")
     load_role(model, "reward", rm_model_bt, sft_merged_model)
     if how.needs_critic:

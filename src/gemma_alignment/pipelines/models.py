@@ -38,26 +38,43 @@ class Start:
         return self.sft_merged_model if modeling["rl_base"] == "sft_merged" else self.base_model
 
 
-def open_base(directory: str, modeling: Mapping[str, Any], device: Any, seed: int) -> tuple[Any, Any]:
+def held_by(run: Mapping[str, Any]) -> dict[str, Any]:
+    """How a run held its base, by its record; all of it, since one process reads it here."""
+    return {**run["parameters"]["modeling"], "sharding": "none"}
+
+
+def open_base(
+    directory: str, modeling: Mapping[str, Any], device: Any, seed: int, is_shared_out: bool = False
+) -> tuple[Any, Any]:
     """The shared base of a directory and its chat: (SharedBase, Chat).
+
+    ``is_shared_out``: whether several processes hold a share each; a whole base passes through this one's memory.
 
     Raises:
         UserError: when either cannot be read, or they do not fit each other.
     """
+    import torch
+
     from gemma_alignment.modeling.embedding import shrink_embedding
     from gemma_alignment.modeling.loading import check_tokenizer, load_base, load_chat
     from gemma_alignment.modeling.roles import SharedBase
+    from gemma_alignment.modeling.sharding import share_out
     from gemma_alignment.parameters.training import ModelingParameters
 
     settings = build(ModelingParameters, modeling, "modeling")
-    base, chat = load_base(directory, settings.quantization, settings.dtype, device), load_chat(directory)
+    place = torch.device("cpu") if is_shared_out else device
+    base, chat = load_base(directory, settings.quantization, settings.dtype, place), load_chat(directory)
     check_tokenizer(chat, base, directory)
     if settings.embedding == "int8":
         shrink_embedding(base)
+    if is_shared_out:
+        share_out(base, device)
     return SharedBase(base, settings.lora, seed, settings.gradient_checkpointing, settings.optimizer), chat
 
 
-def open_start(start: Start, modeling: Mapping[str, Any], device: Any, seed: int) -> tuple[Any, Any]:
+def open_start(
+    start: Start, modeling: Mapping[str, Any], device: Any, seed: int, is_shared_out: bool = False
+) -> tuple[Any, Any]:
     """What policy optimisation starts from, as its reference, and its chat: (model with roles, Chat).
 
     Raises:
@@ -72,7 +89,7 @@ def open_start(start: Start, modeling: Mapping[str, Any], device: Any, seed: int
         check_adapter(start.sft_adapter, "policy", start.base_model)
 
     def make() -> Any:
-        model, _ = open_base(directory, modeling, device, seed)
+        model, _ = open_base(directory, modeling, device, seed, is_shared_out)
         if chained:
             model.chain(start.sft_adapter)
         return model

@@ -53,6 +53,15 @@ def wanted() -> int:
     return int(text)
 
 
+def processes() -> int:
+    """How many train each policy, a launcher's or those that are wanted.
+
+    Raises:
+        UserError: for a variable that is no number.
+    """
+    return int(os.environ["WORLD_SIZE"]) if is_launched() else wanted()
+
+
 def shared_out(train: Callable[..., Any]) -> Callable[..., Any]:
     """A node that trains, whose last two inputs are its log and its checkpoints, as one that several processes do.
 

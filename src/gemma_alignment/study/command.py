@@ -10,7 +10,7 @@ from rich.console import Console
 from gemma_alignment.config import build
 from gemma_alignment.dotted import dotted
 from gemma_alignment.errors import UserError
-from gemma_alignment.hooks.feasible import check_budget
+from gemma_alignment.hooks.feasible import check_budget, check_processes
 from gemma_alignment.hooks.paths import absolute
 from gemma_alignment.parameters.study import StudyParameters
 from gemma_alignment.storage.address import folder_under
@@ -93,9 +93,10 @@ def start(
 
     if resume and asked.parameters["overwrite"]:
         raise UserError("--resume goes on with what is there and overwrite=true begins anew: give one of them")
+    check_processes(asked.parameters, processes)
     console = Console()
     _say_left_out(asked, console)
-    needs = [line for line in _say_needs(asked, console) if line.is_fatal]
+    needs = [line for line in _say_needs(asked, console, processes) if line.is_fatal]
     if fatal := [line.what for line in needs if engine == "local" or line.what != GPU]:  # the cluster has its own
         raise UserError(f"The study was not started, for want of: {', '.join(fatal)} (see above)")
     cluster = build(StudyParameters, asked.parameters["study"], "study").cluster
@@ -106,11 +107,15 @@ def start(
         return run_study(asked.project, asked.plan, workers, console, resume, begin, processes, sight)
 
 
-def show(asked: Asked, resume: bool) -> bool:
+def show(asked: Asked, resume: bool, processes: int = 1) -> bool:
     """The runs, or those that are not finished, each with the command that does the same by hand.
 
     Returns: whether all that the study needs is there, as far as it can be told without a GPU.
+
+    Raises:
+        UserError: for what would be refused later.
     """
+    check_processes(asked.parameters, processes)
     console = Console(highlight=False, soft_wrap=True)
     plan = asked.plan
     if resume:
@@ -120,11 +125,11 @@ def show(asked: Asked, resume: bool) -> bool:
     for run in runs:
         console.print(f"{run.label:{width}}  {run.command()}", markup=False)
     _say_left_out(asked, console)
-    return not any(line.is_missing for line in _say_needs(asked, console))
+    return not any(line.is_missing for line in _say_needs(asked, console, processes))
 
 
-def _say_needs(asked: Asked, console: Console) -> Sequence[Line]:
-    lines = preflight(asked.plan, asked.parameters, asked.data_root)
+def _say_needs(asked: Asked, console: Console, processes: int) -> Sequence[Line]:
+    lines = preflight(asked.plan, asked.parameters, asked.data_root, processes)
     width = max((len(line.what) for line in lines), default=0)
     for line in lines:
         console.print(f"{line.what:{width}}  {line.said}", markup=False, highlight=False, soft_wrap=True)

@@ -46,17 +46,23 @@ class Peak:
     """Bytes of the merged copy that responses are decoded with."""
 
 
-def peaks(plan: Plan, parameters: Parameters, shape: Shape) -> Iterator[Peak]:
-    """Every stage that opens a model; the last one, the export, is no part of a study."""
+def peaks(plan: Plan, parameters: Parameters, shape: Shape, processes: int = 1) -> Iterator[Peak]:
+    """Every stage that opens a model; the last one, the export, is no part of a study.
+
+    ``processes`` train each policy, and may share its base; all else one of them does with a whole one.
+    """
     hold = Holding.of(parameters["modeling"], parameters["rollout"])
     yield _sft(parameters, shape, hold)
     yield _merge(parameters, shape, hold)
     yield _reward_model(parameters, shape, hold)
     for method in plan.methods:
         work = work_of(parameters, method)
-        found = phases(shape, hold, work, has_critic(method))
+        share = dataclasses.replace(hold, shares=processes if parameters["modeling"]["sharding"] == "base" else 1)
+        found = phases(shape, share, work, has_critic(method))
         alone = dataclasses.replace(work, group_size=1)  # held-out prompts are answered once each
-        found["evaluation"] = phases(shape, hold, alone, has_critic(method))["rollout"]
+        found["evaluation"] = phases(shape, share, alone, has_critic(method))["rollout"]
+        if share != hold:
+            found["final answers, by one process with the whole base"] = answering(shape, hold, alone)
         when, peak = max(found.items(), key=lambda item: item[1])
         yield Peak(method, peak, when, decoding_copy(shape, hold))
     yield Peak("export", merging(shape, hold, 0, again=False), "the merged copy beside the base")

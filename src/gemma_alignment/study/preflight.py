@@ -44,8 +44,11 @@ class Line:
     """Whether training cannot even begin without it: a study does not start."""
 
 
-def preflight(plan: Plan, parameters: Parameters, data_root: Path) -> list[Line]:
-    """What a study on a hub model needs and whether it is there; nothing of an embedded one."""
+def preflight(plan: Plan, parameters: Parameters, data_root: Path, processes: int = 1) -> list[Line]:
+    """What a study on a hub model needs and whether it is there; nothing of an embedded one.
+
+    ``processes`` train each policy.
+    """
     if parameters["modeling"]["base_model"] == "pretrain":
         return []
     model = _model(parameters)
@@ -56,9 +59,9 @@ def preflight(plan: Plan, parameters: Parameters, data_root: Path) -> list[Line]
         lines.append(Line("size", f"not estimated: its configuration cannot be read (that of {known} is known)"))
         lines.append(_gpu(parameters, None))
     else:
-        memory = [_memory(peak) for peak in peaks(plan, parameters, shape)]
-        most = max(peak.bytes for peak in peaks(plan, parameters, shape) if peak.stage != "export")
-        lines += [_gpu(parameters, most), *memory, *_disk(plan, parameters, shape, data_root)]
+        found = list(peaks(plan, parameters, shape, processes))
+        most = max(peak.bytes for peak in found if peak.stage != "export")
+        lines += [_gpu(parameters, most), *map(_memory, found), *_disk(plan, parameters, shape, data_root)]
     return [*lines, *_hours(plan, parameters), _judge(plan, parameters)]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemma_alignment.errors import UserError
-from gemma_alignment.pipelines.models import Start, load_role, open_base, prepare
+from gemma_alignment.pipelines.models import Start, held_by, load_role, open_base, prepare
 
 
 def export_policy(
@@ -24,7 +24,7 @@ def export_policy(
     from gemma_alignment.modeling.saving import SavedModel
 
     _check(run, method, seed)
-    modeling = run["parameters"]["modeling"]
+    modeling = held_by(run)
     base = Start(sft_merged_model, base_model, sft_adapter).base(modeling)
     model, chat = open_base(base, modeling, prepare(runtime), seed)
     load_role(model, "policy", policy, base, method)
