@@ -10,11 +10,13 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import requests
 from kedro.io import DatasetError
 
 from gemma_alignment.datasets.preference_source import PreferenceSource
 from gemma_alignment.errors import UserError
 from gemma_alignment.explain import explained
+from gemma_alignment.hooks.store import anchor, check_server
 
 pytestmark = pytest.mark.pipeline
 
@@ -101,6 +103,38 @@ def test_a_tracking_server_that_does_not_answer_is_refused_in_time(project, sile
         project.run("data_processing")
     assert time.monotonic() - begun < 20
     assert not project.data.exists()
+
+
+def test_a_run_of_a_study_waits_for_a_server_that_is_away(project, monkeypatch, caplog):
+    """The study has seen it; a run that begins during an outage is not lost over it."""
+    monkeypatch.setattr("gemma_alignment.hooks.store.ASKED", 0.05)
+    asked = []
+
+    def get(address, timeout):
+        asked.append(address)
+        if len(asked) < 4:
+            raise requests.ConnectionError("refused")
+
+    monkeypatch.setattr(requests, "get", get)
+    check_server("http://me:secret@server", 60.0)
+    assert asked == ["http://me:secret@server/health"] * 4
+    assert [record.message for record in caplog.records if "waits 60 s for it" in record.message] == [
+        "The MLflow server http://***@server does not answer: the run waits 60 s for it"
+    ]
+    asked.clear()
+    with pytest.raises(UserError, match="does not answer"):
+        check_server("http://server")
+    assert len(asked) == 1
+
+
+def test_only_a_run_of_a_study_waits(project, monkeypatch):
+    waits = []
+    monkeypatch.setattr("gemma_alignment.hooks.store.check_server", lambda uri, patience: waits.append(patience))
+    context = SimpleNamespace(config_loader={"mlflow": {"server": {"mlflow_tracking_uri": "http://server"}}})
+    anchor(context)
+    monkeypatch.setenv("GEMMA_ALIGNMENT_PARENT_RUN", "1")
+    anchor(context)
+    assert waits == [0.0, 600.0]
 
 
 def test_a_hub_that_does_not_answer_is_one_message_in_time(tmp_path, silent, monkeypatch):

@@ -12,7 +12,8 @@ from gemma_alignment.errors import UserError
 from gemma_alignment.hooks.options import Options
 from gemma_alignment.hooks.outputs import check_unchanged
 from gemma_alignment.hooks.provenance import git_commit
-from gemma_alignment.hooks.tracking import PARENT, STUDY, Tracking
+from gemma_alignment.hooks.store import PARENT
+from gemma_alignment.hooks.tracking import STUDY, Tracking
 
 pytestmark = pytest.mark.pipeline
 

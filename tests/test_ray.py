@@ -12,7 +12,11 @@ import pytest
 from gemma_alignment.errors import UserError
 from gemma_alignment.parameters.cluster import ClusterParameters, SlurmParameters
 from gemma_alignment.storage.lease import STUDY as LEASE
-from gemma_alignment.study.ray_cluster import Task, carried, connect, trace
+from gemma_alignment.study.engine import Site
+from gemma_alignment.study.lock import alone
+from gemma_alignment.study.machine import Premises
+from gemma_alignment.study.plan import Plan
+from gemma_alignment.study.ray_cluster import Ray, Task, carried, connect, trace
 
 SLURM = SlurmParameters(60, None, None, None, ())
 SETTINGS = ClusterParameters(1, 0, None, 3, SLURM)
@@ -116,6 +120,64 @@ def test_a_task_that_ray_gave_up_says_why(task):
     assert one.poll() == 1 and "the node died too often" in one.word
     one.signal(signal.SIGKILL)
     assert said == [False, True]
+
+
+class TaskError(RuntimeError):
+    """In the place of Ray's own."""
+
+
+class Late(RuntimeError):
+    """The same."""
+
+
+def asked(monkeypatch, tmp_path, *answers):
+    """What a study says of machines that answer so; one that cannot take a run is not asked."""
+    (tmp_path / "pyproject.toml").touch()
+    tasks = []
+
+    def remote(function):
+        def options(**words):
+            tasks.append(words)
+            return SimpleNamespace(remote=lambda probe: (probe, answers[len(tasks) - 1]))
+
+        return SimpleNamespace(options=options)
+
+    def get(reference, timeout):
+        probe, answer = reference
+        if isinstance(answer, Exception):
+            raise answer
+        return probe() if answer is None else answer
+
+    ray = fake_ray(remote=remote, wait=lambda *words, **more: None, get=get)
+    ray.exceptions = SimpleNamespace(RayError=RuntimeError, RayTaskError=TaskError, GetTimeoutError=Late)
+    names = [{"NodeManagerHostname": f"node{n}", "NodeManagerAddress": f"10.0.0.{n}", "NodeID": n} for n in range(1, 9)]
+    ray.nodes = lambda: [{**node(CPU=1), **names[n]} for n in range(len(answers))] + [{"Alive": True, "Resources": {}}]
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    place = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda node, soft: (node, soft))
+    monkeypatch.setitem(sys.modules, "ray.util", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", place)
+    with alone(tmp_path / "data"):
+        engine = Ray(Site(tmp_path, tmp_path / "data", "cpu", 1), SETTINGS)
+        monkeypatch.setattr(Premises, "check", lambda self: None)
+        engine.check(Plan(("grpo",), (1,), {}))
+    return tasks
+
+
+def test_every_machine_that_has_room_is_asked_on_itself_beside_what_it_does(monkeypatch, tmp_path):
+    tasks = asked(monkeypatch, tmp_path, None, None)
+    assert [(task["num_cpus"], task["scheduling_strategy"]) for task in tasks] == [(0, (1, False)), (0, (2, False))]
+
+
+def test_machines_that_cannot_answer_are_named_in_one_message(monkeypatch, tmp_path):
+    broken = TaskError("ray::probe()\nModuleNotFoundError: No module named 'peft'\n")
+    with pytest.raises(UserError) as error:
+        asked(monkeypatch, tmp_path, (1, "node1: no"), Late(), broken, RuntimeError("the node died"), None)
+    assert str(error.value).splitlines()[1:] == [
+        "  node1: no",
+        "  node2 (10.0.0.2): it did not answer in 300 seconds",
+        "  node3 (10.0.0.3): ModuleNotFoundError: No module named 'peft'; install the same packages there",
+        "  node4 (10.0.0.4): the node died",
+    ]
 
 
 @pytest.fixture

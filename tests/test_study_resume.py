@@ -10,7 +10,8 @@ from rich.console import Console
 
 from gemma_alignment.errors import UserError
 from gemma_alignment.fingerprints import Record
-from gemma_alignment.hooks.tracking import PARENT, STUDY
+from gemma_alignment.hooks.store import PARENT
+from gemma_alignment.hooks.tracking import STUDY
 from gemma_alignment.study.command import planned, start
 from gemma_alignment.study.execution import run_study
 from gemma_alignment.study.parent import ParentRun

@@ -10,6 +10,7 @@ from soak import _forget_stores
 
 from gemma_alignment.errors import UserError
 from gemma_alignment.hooks.work import Work
+from gemma_alignment.liveness import is_held
 
 pytestmark = pytest.mark.pipeline
 ARM = "grpo/seed=42"
@@ -49,3 +50,23 @@ def begun(project):
     while time.monotonic() < deadline and not (history.exists() and history.read_text().count("\n") == 2):
         time.sleep(0.05)
     return pid
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_whose_record_says_that_it_is_over_is_not_written_beside(project, overwrite):
+    """Whatever stands in the folder, as after a scheduler gave up a machine that still works: its lock tells."""
+    project.run("data_processing", "sft", "reward_model")
+    other = begun(project)
+    folder = project.data / "07_model_output" / ARM
+    try:
+        assert is_held(folder)
+        project.record(ARM).end("failed", "its machine was lost").write(folder)
+        with pytest.raises(UserError, match=r"seed=42 is being written by another process: wait for it, or stop it"):
+            project.run("grpo", resume=not overwrite, overwrite=overwrite)
+        assert (folder / "history.jsonl").read_text().count("\n") == 2
+    finally:
+        os.kill(other, signal.SIGKILL)
+        os.waitpid(other, 0)
+    assert not is_held(folder)
+    project.run("grpo", resume=not overwrite, overwrite=overwrite)
+    assert project.record(ARM).status == "finished" and not is_held(folder)

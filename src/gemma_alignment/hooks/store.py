@@ -1,10 +1,15 @@
 """The MLflow store: at the project's root wherever the command was typed, or a server that answers; what it holds."""
 
+import logging
+import os
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from gemma_alignment.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 SCHEME = "sqlite:///"
 SERVERS = ("http://", "https://")
@@ -14,6 +19,12 @@ PORT = 5000
 """Where ``make ui`` listens."""
 ANSWER = 10.0
 """Seconds that a server has to answer before a run starts."""
+AWAY = 600.0
+"""Seconds for which a run of a study waits for a server that answered when the study began."""
+ASKED = 2.0
+"""Seconds between two questions to it."""
+PARENT = "GEMMA_ALIGNMENT_PARENT_RUN"
+"""Environment variable: the id of the study's MLflow run, under which this session's runs are nested."""
 
 
 def anchored(uri: str, root: Path) -> str:
@@ -30,29 +41,41 @@ def shown(uri: str) -> str:
     return uri.replace(f"{parts.netloc.rpartition('@')[0]}@", "***@", 1) if "@" in parts.netloc else uri
 
 
-def check_server(uri: str) -> None:
+def check_server(uri: str, patience: float = 0.0) -> None:
     """Refuse a tracking server that does not answer; MLflow itself would try for minutes, then show a traceback.
 
-    Whatever it answers will do: what it thinks of this user is said by the first real request.
+    Whatever it answers will do: what it thinks of this user is said by the first real request. It is asked again for
+    ``patience`` seconds.
 
     Raises:
         UserError: with the address.
     """
     import requests
 
-    try:
-        requests.get(f"{uri.rstrip('/')}/health", timeout=ANSWER)
-    except requests.exceptions.SSLError:
-        return
-    except requests.RequestException as error:
-        raise UserError(
-            f"The MLflow server {shown(uri)} does not answer ({type(error).__name__}). Start it, correct "
-            "MLFLOW_TRACKING_URI, or unset it for the store at the project's root."
-        ) from error
+    begin, is_told = time.monotonic(), False
+    while True:
+        try:
+            requests.get(f"{uri.rstrip('/')}/health", timeout=ANSWER)
+        except requests.exceptions.SSLError:
+            return
+        except requests.RequestException as error:
+            if time.monotonic() - begin >= patience:
+                raise UserError(
+                    f"The MLflow server {shown(uri)} does not answer ({type(error).__name__}). Start it, correct "
+                    "MLFLOW_TRACKING_URI, or unset it for the store at the project's root."
+                ) from error
+        else:
+            return
+        if not is_told:
+            logger.warning("The MLflow server %s does not answer: the run waits %.0f s for it", shown(uri), patience)
+        is_told = True
+        time.sleep(ASKED)
 
 
 def anchor(context: Any) -> None:
     """Let a relative SQLite store of the session, and the artifacts of any, lie at the project's root.
+
+    A run of a study waits for a server that is away: it was there when the study began.
 
     Raises:
         UserError: for a server that does not answer.
@@ -62,7 +85,7 @@ def anchor(context: Any) -> None:
     server = dict(conf.get("server") or {})
     uri = server.get("mlflow_tracking_uri")
     if isinstance(uri, str) and uri.startswith(SERVERS):
-        check_server(uri)
+        check_server(uri, AWAY if PARENT in os.environ else 0.0)
     if not isinstance(uri, str) or not uri.startswith(SCHEME):
         return
     server["mlflow_tracking_uri"] = anchored(uri, context.project_path)

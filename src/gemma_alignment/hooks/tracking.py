@@ -9,14 +9,12 @@ from typing import Any
 from gemma_alignment.errors import let_through
 from gemma_alignment.hooks.abandoned import end_abandoned, end_own, tags_of
 from gemma_alignment.hooks.provenance import command, git_commit, git_is_dirty
-from gemma_alignment.hooks.store import VIEW, find_run, view_address
+from gemma_alignment.hooks.store import PARENT, VIEW, find_run, view_address
 from gemma_alignment.hooks.work import Work
 from gemma_alignment.storage.address import folder_under
 
 logger = logging.getLogger(__name__)
 
-PARENT = "GEMMA_ALIGNMENT_PARENT_RUN"
-"""Environment variable: the id of the study's MLflow run, under which this session's runs are nested."""
 STUDY = "GEMMA_ALIGNMENT_STUDY"
 """Environment variable: the name of the study."""
 SESSION = "session"

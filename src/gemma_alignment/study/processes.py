@@ -222,7 +222,8 @@ def surroundings() -> dict[str, str]:
 
 def environment(parent: str, study: str, tracking_uri: str, processes: int = 1) -> dict[str, str]:
     """The same, a child's place in MLflow, and how many processes train a policy."""
-    from gemma_alignment.hooks.tracking import PARENT, STUDY
+    from gemma_alignment.hooks.store import PARENT
+    from gemma_alignment.hooks.tracking import STUDY
 
     own = {"MLFLOW_TRACKING_URI": tracking_uri, PARENT: parent, STUDY: study, PROCESSES: str(processes)}
     return {**surroundings(), **own}
