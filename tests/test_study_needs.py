@@ -189,7 +189,7 @@ def in_shares(parameters):
 
 
 def test_a_base_in_shares_takes_an_arm_less_memory_with_each_process(parameters):
-    """Down to the final answers, which one process gives with a whole base; the other stages are one process's."""
+    """The other stages are one process's."""
     found = [{p.stage: p for p in peaks(PLAN, in_shares(parameters), GEMMA_2B, count)} for count in (1, 2, 64)]
     undivided = merged(in_shares(parameters), {"modeling": {"sharding": "none"}})
     whole = {p.stage: p for p in peaks(PLAN, undivided, GEMMA_2B, 64)}
@@ -197,8 +197,7 @@ def test_a_base_in_shares_takes_an_arm_less_memory_with_each_process(parameters)
     for stage in whole:
         sizes = [one[stage].bytes for one in found]
         if stage in ("ppo", "grpo"):
-            assert sizes[0] > sizes[1] >= sizes[2] > 5.01e9, stage
-            assert found[2][stage].when.startswith("final answers, by one process with the whole base")
+            assert sizes[0] > sizes[1] > sizes[2] > 2 * 1.05e9, stage
         else:
             assert len(set(sizes)) == 1, stage
 

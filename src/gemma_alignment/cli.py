@@ -83,9 +83,9 @@ def _run(*args: Any, **kwargs: Any) -> Any:
             "it out; several runs at a time are kedro study --workers"
         )
     if several.is_another():
-        from gemma_alignment.pipelines.arm_nodes import train_policy
+        from gemma_alignment.pipelines.arm_nodes import answer_with_policy, train_policy
 
-        sys.exit(several.follow(train_policy))
+        sys.exit(several.follow(train_policy, answer_with_policy))
     kwargs["params"] = absolute_tree(kwargs.get("params") or {})
     with several.first():
         return kedro_run.callback(*args, **kwargs)  # type: ignore[misc]

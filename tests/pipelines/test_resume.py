@@ -74,7 +74,7 @@ class Arm:
             CheckpointStore(self.checkpoints, resume),
         )  # fmt: skip
         adapter.save_pretrained(str(self.directory / "policy"))
-        answers = answer_with_policy(
+        answers = several.shared_out_in_shares(answer_with_policy)(
             self.method, str(self.base / "model"), str(self.base / "reward"), str(self.directory / "policy"), PROMPTS,
             self.shared, self.rollout, self.modeling, section("runtime"), {"source": "jsonl"}, 1, "no base",
             "no adapter",
@@ -241,6 +241,8 @@ def test_two_processes_leave_the_history_of_one_and_one_goes_on_where_two_stoppe
     alone = arm_in("alone", "none").train(pairs=pairs)
     together = arm_in("together").train(train=in_two, pairs=pairs)
     assert_like(together, alone)
+    said = [[row["response"] for row in arm.rows("responses")] for arm in (together, alone)]
+    assert said[0] == said[1]
     names = [sorted(path.name for path in arm.directory.iterdir()) for arm in (together, alone)]
     assert names[0] == names[1]
     started = []

@@ -46,17 +46,28 @@ def noted(folder):
     return train
 
 
+def counting(folder):
+    """A node that answers: who there is, by number."""
+
+    def answer(prompts, modeling):
+        with (folder / f"answered-{ranks.number()}").open("a") as file:
+            file.write("".join(ranks.mine(prompts)))
+        return ranks.count()
+
+    return answer
+
+
 def as_launched(rank, count, port, folder, work):
     os.environ |= {
         "RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }  # fmt: skip
     assert several.is_launched() and several.is_another() == (rank > 0)
-    train = noted(folder)
+    train, answer = noted(folder), counting(folder)
     if rank > 0:
-        os._exit(several.follow(train))
+        os._exit(several.follow(train, answer))
     with several.first():
-        work(several.shared_out(train))
+        work(several.shared_out(train), several.shared_out_in_shares(answer))
 
 
 def launched(count, folder, work):
@@ -81,30 +92,34 @@ def test_every_process_trains_what_the_first_one_says_one_after_the_other(tmp_pa
 
     state = TrainingState(7, {"policy": {"a": torch.ones(2)}}, {"budget": {"flops": 3.0}})
 
-    def work(node):
+    def work(node, answer):
         kept = Store(Checkpoint(state, {}))
         assert node("ppo", ({"prompt": "p"},), {"rate": 0.1}, None, Store()) == "ppo"
         assert node("grpo", range(2), {}, None, kept) == "grpo"
         assert [one.state.iteration for one in kept.kept] == [7]  # the first one alone keeps any
-        assert (ranks.count(), ranks.mine([1, 2])) == (1, [1, 2])  # it answers by itself: the others wait for work
+        assert answer("abc", {"sharding": "none"}) == 1  # by itself: the others wait for work
+        assert answer("def", {"sharding": "base"}) == 3
+        assert ranks.count() == 1
 
     assert launched(3, tmp_path, work) == [0, 0, 0]
     said = [[json.loads(line) for line in (tmp_path / str(rank)).read_text().splitlines()] for rank in range(3)]
     first = ["ppo", [{"prompt": "p"}], {"rate": 0.1}, None, 3]
     assert said[1] == said[2] == [first, ["grpo", [0, 1], {}, [7, 0.0], 3]]
+    answered = [(tmp_path / f"answered-{rank}").read_text() for rank in range(3)]
+    assert answered == ["abcd", "e", "f"]
     assert said[0][0] == first and said[0][1][3] == [7, 3.0]  # what was counted before is counted once
 
 
 @pytest.mark.parametrize("error", [NothingToDo("it is there"), ValueError("refused")])
 def test_where_there_is_nothing_to_train_the_others_leave(tmp_path, error):
-    def work(node):
+    def work(node, answer):
         raise error
 
     assert launched(2, tmp_path, work) == [1, 0]
 
 
 def test_where_training_fails_in_the_first_the_others_end_too(tmp_path):
-    def work(node):
+    def work(node, answer):
         class Broken(Store):
             def save(self, checkpoint, kept):
                 raise OSError("the disk is full")

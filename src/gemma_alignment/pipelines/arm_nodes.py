@@ -90,6 +90,7 @@ def answer_with_policy(
     preferences: dict[str, Any], prepare_seed: int, base_model: str, sft_adapter: str,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """The policy's answers to every held-out prompt, with the same random numbers as the SFT model's."""
+    from gemma_alignment.modeling import ranks
     from gemma_alignment.modeling.saving import read_normalizer
     from gemma_alignment.parameters.rollout import RolloutParameters
     from gemma_alignment.parameters.training import PolicyOptimizationParameters
@@ -98,7 +99,8 @@ def answer_with_policy(
 
     shared = build(PolicyOptimizationParameters, policy_optimization, "policy_optimization")
     origin = Start(sft_merged_model, base_model, sft_adapter)
-    model, chat = open_start(origin, modeling, prepare(runtime), prepare_seed)
+    is_shared_out = modeling["sharding"] == "base" and ranks.count() > 1
+    model, chat = open_start(origin, modeling, prepare(runtime), prepare_seed, is_shared_out)
     load_role(model, "policy", policy, origin.base(modeling), method_name)
     load_role(model, "reward", rm_model_bt, sft_merged_model)
     rows, _ = answer(

@@ -2,8 +2,8 @@
 
 import sys
 
-from gemma_alignment.pipelines.arm_nodes import train_policy
+from gemma_alignment.pipelines.arm_nodes import answer_with_policy, train_policy
 from gemma_alignment.pipelines.several import follow
 
 if __name__ == "__main__":
-    sys.exit(follow(train_policy))
+    sys.exit(follow(train_policy, answer_with_policy))

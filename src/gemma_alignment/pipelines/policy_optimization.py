@@ -8,7 +8,7 @@ from typing import Any
 from kedro.pipeline import Pipeline, node
 
 from gemma_alignment.pipelines.arm_nodes import answer_with_policy, train_policy
-from gemma_alignment.pipelines.several import shared_out
+from gemma_alignment.pipelines.several import shared_out, shared_out_in_shares
 
 SHARED = (
     "params:policy_optimization", "params:rollout", "params:kl_control", "params:score_normalization",
@@ -19,7 +19,7 @@ SHARED = (
 
 def create_arm(method: str) -> Pipeline:
     """Train a policy with ``method``, then answer the held-out prompts with it."""
-    train, answer = _with(method, shared_out(train_policy)), _with(method, answer_with_policy)
+    train, answer = _with(method, shared_out(train_policy)), _with(method, shared_out_in_shares(answer_with_policy))
     return Pipeline(
         [
             node(

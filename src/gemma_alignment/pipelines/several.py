@@ -3,16 +3,17 @@
 They come in one of two ways. ``accelerate launch`` (or ``torchrun``) starts all of them with one command and says in
 ``RANK`` and ``WORLD_SIZE`` who is who: those after the first do not open the project, they wait for work. Or the first
 one starts the others itself, on its own machine, as many as ``GEMMA_ALIGNMENT_PROCESSES`` asks for, for each policy
-that it trains. Either way they are told what to do by the first, so that all of them do the same.
+that it trains or, in shares, answers with. Either way they are told by the first what to do, so all do the same.
 """
 
+import inspect
 import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -72,29 +73,54 @@ def shared_out(train: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(train)
     def node_function(*inputs: Any) -> Any:
         *work, run_log, checkpoints = inputs
-        with _others() as there:
-            if not there:
-                return train(*inputs)
-            from gemma_alignment.modeling import ranks
-
-            ranks.tell([_plain(each) for each in work])
-            with ranks.together(is_left=is_launched()):
-                return train(*work, run_log, _Told(checkpoints))
+        with _company(train, work) as there:
+            return train(*work, run_log, _Told(checkpoints)) if there else train(*inputs)
 
     return node_function
 
 
-def follow(train: Callable[..., Any]) -> int:
-    """Be one of the other processes: train what the first one says, until it has no more; the exit status."""
+def shared_out_in_shares(answer: Callable[..., Any]) -> Callable[..., Any]:
+    """A node that only passes a model, as one that several processes do where each holds a share of its base.
+
+    Raises:
+        UserError: from the node, as above.
+    """
+
+    @wraps(answer)
+    def node_function(*inputs: Any) -> Any:
+        modeling = inspect.signature(answer).bind(*inputs).arguments["modeling"]
+        with _company(answer, inputs) if modeling["sharding"] == "base" else nullcontext():
+            return answer(*inputs)
+
+    return node_function
+
+
+def follow(train: Callable[..., Any], answer: Callable[..., Any]) -> int:
+    """Be one of the other processes: do with the first one what it says, until it has no more; the exit status."""
     from gemma_alignment.modeling import ranks
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the first one is asked to stop; this one ends with it
     _join()
-    while (work := ranks.hear()[0]) is not None:
+    tasks = {answer.__name__: answer, train.__name__: lambda *work: train(*work, _Nowhere(), _Heard())}
+    while (told := ranks.hear()[0]) is not None:
         with ranks.together():
-            train(*work, _Nowhere(), _Heard())
+            tasks[told[0]](*told[1])
     return 0
+
+
+@contextmanager
+def _company(function: Callable[..., Any], work: Sequence[Any]) -> Iterator[bool]:
+    """The block in which other processes, if there are any, do the same work; whether there are."""
+    with _others() as there:
+        if not there:
+            yield False
+            return
+        from gemma_alignment.modeling import ranks
+
+        ranks.tell([function.__name__, [_plain(each) for each in work]])
+        with ranks.together(is_left=is_launched()):
+            yield True
 
 
 @contextmanager

@@ -49,7 +49,7 @@ class Peak:
 def peaks(plan: Plan, parameters: Parameters, shape: Shape, processes: int = 1) -> Iterator[Peak]:
     """Every stage that opens a model; the last one, the export, is no part of a study.
 
-    ``processes`` train each policy, and may share its base; all else one of them does with a whole one.
+    ``processes`` train each policy, and may share its base; preparation and export are one process's with a whole one.
     """
     hold = Holding.of(parameters["modeling"], parameters["rollout"])
     yield _sft(parameters, shape, hold)
@@ -61,8 +61,6 @@ def peaks(plan: Plan, parameters: Parameters, shape: Shape, processes: int = 1) 
         found = phases(shape, share, work, has_critic(method))
         alone = dataclasses.replace(work, group_size=1)  # held-out prompts are answered once each
         found["evaluation"] = phases(shape, share, alone, has_critic(method))["rollout"]
-        if share != hold:
-            found["final answers, by one process with the whole base"] = answering(shape, hold, alone)
         when, peak = max(found.items(), key=lambda item: item[1])
         yield Peak(method, peak, when, decoding_copy(shape, hold))
     yield Peak("export", merging(shape, hold, 0, again=False), "the merged copy beside the base")
