@@ -14,7 +14,7 @@ from gemma_alignment.parameters.cluster import ENGINES, ClusterParameters, Slurm
 from gemma_alignment.study import engine as module
 from gemma_alignment.study.command import planned, start
 from gemma_alignment.study.engine import Local, Site, engine
-from gemma_alignment.study.lock import alone
+from gemma_alignment.study.lock import alone, token_of
 
 SLURM = SlurmParameters(60, None, None, None, ())
 
@@ -40,6 +40,21 @@ def test_an_engine_that_is_not_installed_starts_nothing(project, monkeypatch, na
     assert not (project.data / "07_model_output").exists()
     with alone(project.data):  # and the folder is free again
         pass
+
+
+def test_a_study_that_an_engine_refuses_spoils_no_earlier_one(project, monkeypatch):
+    """What waits in a queue is meant until a study begins anew; a wrong command is no beginning."""
+    bootstrap_project(project.root)
+    asked = planned(project.root, "test", {}, "grpo", "1", False)
+    with alone(project.data):
+        token = token_of(project.data)
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(UserError):
+        start(asked, None, False, "slurm")
+    assert token_of(project.data) == token
+    monkeypatch.setattr("gemma_alignment.study.execution.run_study", lambda *words: 0)
+    assert start(asked, None, True) == 0 and token_of(project.data) == token
+    assert start(asked, None, False) == 0 and token_of(project.data) != token
 
 
 @pytest.mark.parametrize("name", ["local", "slurm"])

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from gemma_alignment.errors import UserError
-from gemma_alignment.fingerprints import Record, refuse_living
+from gemma_alignment.fingerprints import QUIET, Record, refuse_living
 from gemma_alignment.liveness import hold, is_held
 from gemma_alignment.study.orphans import settle, settle_study
 from gemma_alignment.study.plan import Plan
@@ -96,3 +96,12 @@ def test_a_folder_is_held_until_the_process_ends_however(tmp_path):
     with hold(tmp_path):
         assert is_held(tmp_path)
     assert not is_held(tmp_path) and not is_held(tmp_path / "absent")
+
+
+def test_a_run_of_another_machine_that_holds_its_folder_lives_however_long_it_is_silent(tmp_path):
+    record, long_ago = running(tmp_path), time.time() - 2 * QUIET
+    with hold(tmp_path):
+        for path in tmp_path.iterdir():
+            os.utime(path, (long_ago, long_ago))
+        assert record.is_alive(tmp_path)
+    assert not record.is_alive(tmp_path)

@@ -135,7 +135,9 @@ def test_every_machine_that_could_not_do_a_run_is_named_before_anything_is_spent
     fleet.join("stranger", before=f"mount --bind {other} {data}")
     fleet.join("empty", before=f"mount -t tmpfs none {project.root}")
     fleet.join("old", PYTHONPATH=f"{old}:{path}")
-    fleet.join("bare", PYTHONPATH="")
+    (tmp_path / "gemma_alignment").mkdir()
+    (tmp_path / "gemma_alignment" / "__init__.py").write_text("import no_such_package")
+    fleet.join("bare", PYTHONPATH=str(tmp_path))
     fleet.wait_for(7)
     process = fleet.study(project, "--seeds=1", f"--params=data_root={data}")
     said, _ = process.communicate(timeout=900)
@@ -147,7 +149,7 @@ def test_every_machine_that_could_not_do_a_run_is_named_before_anything_is_spent
     assert f"{data} is another folder here than on the study's machine" in lines["stranger"]
     assert f"the project's folder {project.root} is not there" in lines["empty"]
     assert "peft 0.1 (the study's machine has 0.2" in lines["old"] and "torch" not in lines["old"]
-    assert "No module named 'gemma_alignment'" in lines["bare"] and "install the same packages" in lines["bare"]
+    assert "No module named 'no_such_package'" in lines["bare"] and "install the same packages" in lines["bare"]
     assert sorted(path.name for path in data.iterdir()) == [LOCK]
     assert project.runs() == []
 

@@ -391,8 +391,10 @@ def test_a_machine_that_slurm_gives_and_that_lacks_something_is_named(tmp_path, 
         with pytest.raises(UserError, match=r"was not started; .*\n  .*: the project's folder .* is not there"):
             engine.check(plan)
         there.touch()
-        monkeypatch.setenv("PYTHONPATH", "")
-        with pytest.raises(UserError, match=r"  job \d+.*No module named 'gemma_alignment'"):
+        (tmp_path / "gemma_alignment").mkdir()
+        (tmp_path / "gemma_alignment" / "__init__.py").write_text("import no_such_package")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        with pytest.raises(UserError, match=r"  job \d+.*No module named 'no_such_package'"):
             engine.check(plan)
 
 
