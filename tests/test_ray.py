@@ -51,12 +51,12 @@ def test_an_unreachable_address_is_one_message_at_once(monkeypatch, tmp_path):
 
 def test_what_ray_refuses_is_one_message(monkeypatch, tmp_path):
     def init(**words):
-        raise RuntimeError("Version mismatch: the cluster was started with Ray 1.0\nand more")
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 1.0\nThis process:\n    Ray: 2.0\n")
 
     ray = fake_ray()
     ray.init = init
     monkeypatch.setitem(sys.modules, "ray", ray)
-    with pytest.raises(UserError, match=r"--engine ray: no cluster at auto: .*Version mismatch: the cluster"):
+    with pytest.raises(UserError, match=r"at auto: Version .* Ray: 1\.0 This .* Ray: 2\.0; install the same on both$"):
         connect(SETTINGS, "auto", tmp_path)
 
 

@@ -64,7 +64,9 @@ def connect(settings: ClusterParameters, address: str | None, data_root: Path) -
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"--engine ray: no cluster at {address or 'this machine'}: {brief(error)}") from error
+        said = " ".join(str(error).split())  # both versions stand on lines of their own
+        cure = "; install the same on both" if "ersion mismatch" in said else ""
+        raise UserError(f"--engine ray: no cluster at {address or 'this machine'}: {said}{cure}") from error
     _check_resources(settings, [node for node in ray.nodes() if node["Alive"]])
 
 
