@@ -51,7 +51,7 @@ def test_an_unreachable_address_is_one_message_at_once(monkeypatch, tmp_path):
 
 def test_what_ray_refuses_is_one_message(monkeypatch, tmp_path):
     def init(**words):
-        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 1.0\nThis process:\n    Ray: 2.0\n")
+        raise RuntimeError("Version mismatch: The cluster has:\n    Ray: 1.0\nThis process:\n    Ray: 2.0\n")
 
     ray = fake_ray()
     ray.init = init
