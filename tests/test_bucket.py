@@ -89,12 +89,7 @@ def test_inputs_that_are_not_there_are_named_with_the_address(project, place):
 
 def test_a_run_that_was_shot_goes_on_on_another_machine_to_the_same_bytes(project, place, move, tmp_path):
     project.run(*PREPARED, data_root=place)
-    process = project.start("kedro", "run", "--pipeline=grpo", "--env=test", "--params", f"data_root={place}",
-                            SMALL_HANG="grpo:42", SMALL_HANG_S="900")  # fmt: skip
-    deadline = time.monotonic() + 300
-    while not (objects(place) / ARM / "checkpoints" / "iteration=000001" / "SHA256SUMS").exists():
-        assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
-        time.sleep(0.1)
+    process = begun(project, place)
     process.send_signal(signal.SIGKILL)
     process.wait()
     first = Record.read(objects(place) / ARM)
@@ -111,6 +106,30 @@ def test_a_run_that_was_shot_goes_on_on_another_machine_to_the_same_bytes(projec
     assert [point.step for point in points] == [0, 1, 2, 3]
     project.run(*PREPARED, "grpo")
     assert made(objects(place)) == made(project.data)
+
+
+def begun(project, place):
+    """A process that trains the arm and waits after its second checkpoint, which is in the bucket."""
+    process = project.start("kedro", "run", "--pipeline=grpo", "--env=test", "--params", f"data_root={place}",
+                            SMALL_HANG="grpo:42", SMALL_HANG_S="900")  # fmt: skip
+    deadline = time.monotonic() + 300
+    while not (objects(place) / ARM / "checkpoints" / "iteration=000001" / "SHA256SUMS").exists():
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    return process
+
+
+def test_a_run_that_is_asked_to_stop_says_so_in_the_bucket_and_lets_go(project, place, move):
+    project.run(*PREPARED, data_root=place)
+    process = begun(project, place)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert Record.read(objects(place) / ARM).status == "killed"
+    assert not (objects(place) / ARM / "lease.json").exists()
+    move("second")
+    project.run("grpo", data_root=place, resume=True)
+    assert Record.read(objects(place) / ARM).status == "finished"
 
 
 def _as_of_another_host(place):

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from gemma_alignment.errors import UserError
+from gemma_alignment.errors import RunInterrupted, UserError
 from gemma_alignment.storage.bucket import Bucket, Unreachable
 
 
@@ -13,6 +13,7 @@ def test_what_is_written_is_read_listed_and_removed(bucket, tmp_path):
     bucket.write("a/b", b"1")
     (tmp_path / "c").write_bytes(b"22")
     sent = bucket.send("a/c.txt", tmp_path / "c")
+    assert bucket.send("a/none", tmp_path / "none") is None
     assert bucket.read("a/b") == b"1"
     found = bucket.listing()
     assert set(found) == {"a/b", "a/c.txt"}
@@ -86,6 +87,18 @@ def test_what_a_store_refuses_is_one_message(monkeypatch, tmp_path, error, messa
     monkeypatch.setattr(bucket._fs, "pipe_file", refuse)
     with pytest.raises(Unreachable, match=f"local://{tmp_path}/a cannot be written.*{message}|{message}"):
         bucket.check()
+
+
+def test_what_asks_the_run_to_stop_is_no_fault_of_the_store(monkeypatch, tmp_path):
+    bucket = Bucket(f"local://{tmp_path}/a")
+    stop = RunInterrupted(15)
+
+    def interrupted(*words, **more):
+        raise ConnectionError("wrapped by a library") from stop
+
+    monkeypatch.setattr(bucket._fs, "pipe_file", interrupted)
+    with pytest.raises(RunInterrupted):
+        bucket.write("a", b"1")
 
 
 def test_a_secret_that_a_library_repeats_is_not_in_the_message(monkeypatch, tmp_path):

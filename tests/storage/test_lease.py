@@ -1,5 +1,6 @@
 """Leases: one owner at a time, and how they change hands."""
 
+import itertools
 import json
 import os
 import threading
@@ -124,11 +125,11 @@ def test_it_is_renewed_in_the_background_until_it_is_lost(bucket, monkeypatch):
 
 def test_a_store_that_does_not_answer_is_asked_again_with_the_next_beat(bucket, monkeypatch):
     monkeypatch.setattr(module, "BEAT", 0.02)
-    calls = threading.Semaphore(0)
+    calls, turns = threading.Semaphore(0), itertools.count()
 
     def fail():
         calls.release()
-        raise UserError("away")
+        raise UserError("away") if next(turns) else OSError("the disk is full")
 
     pulse = Pulse([one := take(bucket)], fail)
     assert all(calls.acquire(timeout=30) for _ in range(3))

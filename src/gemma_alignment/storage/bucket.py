@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gemma_alignment.errors import UserError, brief, chain
+from gemma_alignment.errors import UserError, brief, chain, let_through
 from gemma_alignment.redaction import scrubbed
 from gemma_alignment.storage.address import plain
 
@@ -89,10 +89,15 @@ class Bucket:
                 return False
         return True
 
-    def send(self, name: str, path: Path) -> Object:
-        """Bring a file there."""
+    def send(self, name: str, path: Path) -> Object | None:
+        """Bring a file there; None where it is not here any more."""
         with self._said("write"):
-            self._fs.put_file(str(path), self._at(name))
+            try:
+                self._fs.put_file(str(path), self._at(name))
+            except FileNotFoundError:
+                if path.exists():
+                    raise
+                return None
             return self._told(name)
 
     def read(self, name: str) -> bytes | None:
@@ -164,6 +169,7 @@ class Bucket:
         except UserError:
             raise
         except Exception as error:
+            let_through(error)
             raise Unreachable(scrubbed(self._explained(verb, error))) from None  # a library's error may hold a key
 
     def _explained(self, verb: str, error: Exception) -> str:

@@ -154,7 +154,7 @@ class Pulse:
             except Lost as error:
                 self._lost = error
                 return
-            except UserError as error:  # a bucket that does not answer now may do so with the next beat
+            except Exception as error:  # a bucket that does not answer, or a full disk, may be well with the next beat
                 logger.debug("%s", error)
 
 

@@ -129,11 +129,9 @@ class Mirror:
 
     def _send(self, names: Iterable[str], here: Mapping[str, tuple[int, int]]) -> None:
         for name in names:
-            try:
-                sent = self.bucket.send(name, self.folder / name)
-            except FileNotFoundError:
-                continue
-            self._files.note(name, Known(sent.version, *here[name]))
+            sent = self.bucket.send(name, self.folder / name)
+            if sent is not None:
+                self._files.note(name, Known(sent.version, *here[name]))
 
     def _remove(self, names: list[str]) -> None:
         self.bucket.remove(sorted(names, key=rank, reverse=True))  # a checkpoint's sums before its contents
