@@ -70,3 +70,16 @@ def test_the_same_run_in_shares_has_the_same_fingerprint(parameters):
     assert read_by(nodes, merged(parameters, {"modeling": {"sharding": "base"}})) == read_by(nodes, parameters)
     other = merged(parameters, {"modeling": {"gradient_checkpointing": True}})
     assert read_by(nodes, other) != read_by(nodes, parameters)
+
+
+def test_mlflow_logs_every_parameter_but_the_uncounted_ones(project, monkeypatch):
+    """A run that goes on with another value goes on in its MLflow run, which lets no parameter change."""
+    from kedro_mlflow.framework.hooks.mlflow_hook import mlflow_hook
+
+    project.run("data_processing")
+    logged = {}
+    monkeypatch.setattr("mlflow.log_param", logged.__setitem__)
+    names = ["modeling.sharing", "modeling.sharding", "modeling.lora.rank", "sharding", "seed"]
+    for number, name in enumerate(names):
+        mlflow_hook._log_param(name, number)
+    assert logged == {"modeling.sharing": 0, "modeling.lora.rank": 2, "sharding": 3, "seed": 4}

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from gemma_alignment.errors import let_through
 from gemma_alignment.hooks.abandoned import end_abandoned, end_own, tags_of
 from gemma_alignment.hooks.provenance import command, git_commit, git_is_dirty
 from gemma_alignment.hooks.store import PARENT, VIEW, find_run, view_address
+from gemma_alignment.hooks.values import UNCOUNTED
 from gemma_alignment.hooks.work import Work
 from gemma_alignment.storage.address import folder_under
 
@@ -92,6 +94,7 @@ class Tracking:
         if self._config is None or not self._works:  # without a stage there is nothing to track
             return
         os.environ.setdefault(SYSTEM_METRICS, "true")
+        _leave_out_uncounted()
         run, works = self._config.tracking.run, list(self._works.values())
         if len(works) == 1 or self._borrowed:
             run.name = works[0].stage.run_name
@@ -252,6 +255,19 @@ def _follow(run_id: str | None) -> None:
 
     mlflow_hook.run_id = run_id
     mlflow_hook._is_mlflow_enabled = run_id is not None
+
+
+def _leave_out_uncounted() -> None:
+    """Let kedro-mlflow log no parameter that is in no fingerprint: a run that goes on may have another value of it."""
+    from kedro_mlflow.framework.hooks.mlflow_hook import mlflow_hook
+
+    mlflow_hook._log_param = partial(_log_param, mlflow_hook)
+
+
+def _log_param(hook: Any, name: str, value: Any) -> None:
+    section, _, own = name.partition(".")
+    if section != "modeling" or own not in UNCOUNTED:
+        type(hook)._log_param(hook, name, value)
 
 
 def _source(project: Path) -> dict[str, str]:
