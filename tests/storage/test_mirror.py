@@ -76,6 +76,26 @@ def test_another_machine_gets_the_same_bytes(machine):
     assert set(here.bucket.listing()) == set(tree(here))
 
 
+def test_a_stray_key_that_is_no_name_of_a_file_here_is_passed_over(machine, monkeypatch):
+    """In an object store a key is any text: an empty part, and one that would climb out of the folder."""
+    here, there = machine("here"), machine("there")
+    put(here, f"{RUN}/run.json", b"{}"), push(here)
+    fs, root = there.bucket._fs, there.bucket._root
+    names_of_none = ("", "/x", "a//x", "a/", "./a/x", "a/..", "../out/lease.json")
+    strays = [root, *(f"{root}/{name}" for name in names_of_none)]
+    real = fs.find
+
+    def found(*words, **more):
+        one = next(iter((listed := real(*words, **more)).values()))
+        return listed | dict.fromkeys(strays, one)
+
+    monkeypatch.setattr(fs, "find", found)
+    assert set(there.bucket.listing()) == {f"{RUN}/run.json"}
+    there.pull()
+    assert tree(there) == tree(here)
+    assert not (there.folder.parent / "out").exists()
+
+
 def test_only_what_was_changed_is_sent_and_fetched(machine, monkeypatch):
     here, there, moved = machine("here"), machine("there"), []
     for verb in ("send", "fetch"):

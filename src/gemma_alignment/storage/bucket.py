@@ -66,7 +66,7 @@ class Bucket:
         self._root = root.rstrip("/")
 
     def listing(self) -> dict[str, Object]:
-        """Every object, by its name.
+        """Every object, by its name; not those whose keys are no names of files under a folder.
 
         Raises:
             Unreachable: when it cannot be read.
@@ -78,7 +78,8 @@ class Bucket:
             except FileNotFoundError:
                 self._fs.ls(self._root.partition("/")[0])  # nothing there yet, or not even the bucket?
                 found = {}
-        return {name.removeprefix(f"{self._root}/"): _object(facts) for name, facts in found.items()}
+        names = {key: key.removeprefix(f"{self._root}/") for key in found if key.startswith(f"{self._root}/")}
+        return {name: _object(found[key]) for key, name in names.items() if _is_name(name)}
 
     def fetch(self, name: str, path: Path) -> bool:
         """Bring an object to a path; False where it is not there any more."""
@@ -192,6 +193,11 @@ class Bucket:
 
 
 VERBS = {"list": "listed", "read": "read", "write": "written", "remove": "cleared"}
+
+
+def _is_name(name: str) -> bool:
+    """Whether each part is one of a file's name; a key of a store may be ``a//b``, or climb by ``..``."""
+    return not {"", ".", ".."} & set(name.split("/"))
 
 
 def _object(facts: Mapping[str, Any]) -> Object:
