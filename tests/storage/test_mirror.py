@@ -210,6 +210,36 @@ def test_what_a_cleaner_removed_here_is_brought_again(machine):
     assert set(tree(here)) == set(whole) - set(names[:2])
 
 
+@pytest.mark.parametrize("taken", ["*/state.json", "*/iteration=00000[12]/*", "*/*=000002/*"])
+def test_what_a_cleaner_removed_here_stays_in_the_bucket(machine, taken):
+    """Whoever oversees a study knows of a checkpoint's contents, brings none of them here, and then brings its own."""
+    here = machine("here")
+    for name in (f"{RUN}/checkpoints/iteration=00000{i}/{name}" for i in (1, 2) for name in (SUMS, "state.json")):
+        put(here, name, b"x")
+    put(here, f"{RUN}/run.json", b"{}"), push(here)
+    whole = tree(here)
+    for path in here.folder.rglob("*"):
+        if path.match(taken):
+            path.unlink()
+    here.pull(but_checkpoints), put(here, f"{RUN}/history.jsonl", b"1\n"), push(here)
+    assert set(here.bucket.listing()) == {*whole, f"{RUN}/history.jsonl"}
+    here.pull()
+    assert tree(here) == {**whole, f"{RUN}/history.jsonl": b"1\n"}
+
+
+def test_a_run_that_goes_on_removes_nothing_that_a_cleaner_took(machine):
+    here = machine("here")
+    for i in (1, 2):
+        put(here, f"{RUN}/checkpoints/iteration=00000{i}/{SUMS}", b"x")
+        put(here, f"{RUN}/checkpoints/iteration=00000{i}/state.json", b"x")
+    push(here)
+    (here.folder / RUN / "checkpoints/iteration=000001/state.json").unlink()
+    put(here, f"{RUN}/history.jsonl", b"1\n"), push(here)
+    assert f"{RUN}/checkpoints/iteration=000001/state.json" in here.bucket.listing()
+    discard(here.folder / RUN / "checkpoints/iteration=000001"), push(here)
+    assert not any("000001" in name for name in here.bucket.listing())
+
+
 def test_a_bucket_that_was_emptied_does_not_empty_the_working_folder(machine):
     here = machine("here")
     put(here, "06_models/a", b"x"), push(here)

@@ -32,6 +32,7 @@ from gemma_alignment.storage.names import (
     everything,
     group_of,
     is_data,
+    place_of,
     rank,
 )
 
@@ -96,7 +97,8 @@ class Mirror:
         """Bring there what was changed here and is wanted, in the order in which it may be believed.
 
         ``only_grown``: only lines that were added to, which never contradict what is there. What another process of
-        this machine writes is left to that.
+        this machine writes is left to that. A checkpoint is given up as a whole: where its list of sums is as it was,
+        contents that are not here were taken by whatever cleans this machine, and stay there.
 
         Raises:
             UserError: when the bucket cannot be written.
@@ -115,7 +117,8 @@ class Mirror:
             # given up for a later checkpoint: after that one. Given up altogether: before what does not fit to it
             whole = {group_of(name) for name in here if name.endswith(f"/{SUMS}")}
             later = whole - {group_of(name) for name in shorter}
-            gone = {name for name in known.keys() - here.keys() if is_data(name)}
+            kept = {place_of(name) for name in here.keys() - set(changed) if name.endswith(f"/{SUMS}")}
+            gone = {name for name in known.keys() - here.keys() if is_data(name) and place_of(name) not in kept}
             self._remove([name for name in gone if group_of(name) not in later])
             self._send(sorted(changed, key=rank), here)
             self._remove([name for name in gone if group_of(name) in later])
@@ -178,9 +181,9 @@ class Mirror:
     def _is_given_up(path: Path) -> bool:
         """Whether it is of a checkpoint that is not here any more because a later one is."""
         store = path.parent.parent
-        return store.name == CHECKPOINTS.strip("/") and any(
-            one.parent.name > path.parent.name for one in store.glob(f"iteration=*/{SUMS}")
-        )
+        if store.name != CHECKPOINTS.strip("/") or (path.name != SUMS and path.with_name(SUMS).exists()):
+            return False
+        return any(one.parent.name > path.parent.name for one in store.glob(f"iteration=*/{SUMS}"))
 
     def _fetch(self, name: str, there: Object) -> None:
         path = self.folder / name

@@ -20,6 +20,11 @@ def group_of(name: str) -> str:
     return "/".join(parts[: 3 if len(parts) > 2 and parts[2].startswith("seed=") else 2])
 
 
+def place_of(name: str) -> str:
+    """The folder of a file."""
+    return name.rpartition("/")[0]
+
+
 def is_data(name: str) -> bool:
     """Whether a name is a file of a study: not a lease, a lock, or what is being written."""
     parts = name.split("/")
