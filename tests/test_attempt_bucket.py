@@ -1,6 +1,8 @@
 """One run on a machine of a cluster whose study is in a bucket: its own folder there, what it fetches and brings."""
 
+import dataclasses
 import pickle
+import socket
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -11,6 +13,7 @@ from gemma_alignment.fingerprints import Record
 from gemma_alignment.storage import lease as leases
 from gemma_alignment.storage.address import working_folder
 from gemma_alignment.storage.bucket import Bucket, Unreachable
+from gemma_alignment.storage.mirror import Mirror
 from gemma_alignment.study import attempt as module
 from gemma_alignment.study.engine import Site
 from gemma_alignment.study.machine import Outcome, Premises
@@ -62,6 +65,45 @@ def test_a_lost_run_goes_on_from_what_it_had_brought(elsewhere, tmp_path, monkey
     monkeypatch.setattr(module.subprocess, "Popen", lambda said, **options: words.extend(said) or over)
     assert attempt() == Outcome(0)
     assert words[-1] == "seed=1,overwrite=false,resume=true"
+
+
+@pytest.mark.parametrize(("host", "told"), [("elsewhere", "running"), (socket.gethostname(), "failed")])
+def test_a_study_does_not_say_for_another_machine_that_its_run_failed(tmp_path, monkeypatch, host, told):
+    monkeypatch.setattr(leases, "SETTLED", 0.0)
+    address, run = f"local://{tmp_path}/store/a", "07_model_output/grpo/seed=1"
+    with held(tmp_path / "driver", address) as sight:
+        node = Mirror(address, tmp_path / "node")
+        record = Record("grpo", 1, "", {}, {}, host=host)
+        record.write(node.folder / run), node.push([run])
+        sight.gather()
+        record.end("failed", "its machine was lost").write(sight.mirror.folder / run)
+        (sight.mirror.folder / run / "run.log").write_text("seen here")
+        sight.bring()
+        assert Record.read(tmp_path / "store/a" / run).status == told
+        assert (tmp_path / "store/a" / run / "run.log").read_text() == "seen here"
+
+
+def test_a_run_that_finished_during_an_outage_brings_that_after_its_study_gave_it_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(leases, "SETTLED", 0.0)
+    address, run = f"local://{tmp_path}/store/a", "07_model_output/grpo/seed=1"
+    with held(tmp_path / "driver", address) as sight:
+        node = Mirror(address, tmp_path / "node")
+        record = Record("grpo", 1, "", {}, {}, host="elsewhere")
+        record.write(node.folder / run), node.push([run])
+        sight.gather()
+        record.end("finished").write(node.folder / run)
+        (node.folder / run / "responses.jsonl").write_text("1\n")
+        record.end("failed", "its machine was lost").write(sight.mirror.folder / run)
+        sight.bring()
+        again = Mirror(address, tmp_path / "node")  # as the same command on that machine
+        again.pull(), again.push([run]), sight.gather()
+        for place in (node.folder, tmp_path / "store/a", sight.mirror.folder):
+            assert Record.read(place / run).status == "finished"
+            assert (place / run / "responses.jsonl").read_text() == "1\n"
+        copy = sight.mirror.folder / run
+        dataclasses.replace(Record.read(copy), variant_kind="sweep").write(copy)
+        sight.bring()
+        assert Record.read(tmp_path / "store/a" / run).variant_kind == "sweep"  # a label is the study's own
 
 
 def test_another_study_is_refused(elsewhere, tmp_path):

@@ -129,8 +129,9 @@ class WorkingCopy(Folder):
             except Unreachable as error:
                 if time.monotonic() + wait > deadline:
                     raise UserError(
-                        f"{error}\nAll that was made is in {self._mirror.folder}: the same command on this machine, or "
-                        "kedro study --resume, brings it to the bucket when that answers."
+                        f"{error}\nAll that was made is in {self._mirror.folder}: the same command, or kedro study "
+                        "--resume, on this machine brings it to the bucket when that answers, unless another one has "
+                        "gone on with the run."
                     ) from error
             time.sleep(wait)
             wait = min(60.0, 2 * wait)

@@ -1,6 +1,7 @@
 """What a study sees of its runs where they leave their files in a bucket, and that it is the only one there."""
 
 import logging
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemma_alignment.errors import UserError
-from gemma_alignment.fingerprints import now
+from gemma_alignment.fingerprints import RECORD, Record, now
 from gemma_alignment.hooks.provenance import command
 from gemma_alignment.storage.address import is_bucket
 from gemma_alignment.storage.bucket import Unreachable
@@ -58,9 +59,17 @@ class Oversight:
         """Bring there what was changed here and is no living run's: logs, and the ends of runs that did not say so."""
         try:
             self.pulse.check()
-            self.mirror.push(self.mirror.groups())
+            self.mirror.push(self.mirror.groups(), wanted=self._may_tell)
         except UserError as error:
             logger.warning("%s", error)
+
+    def _may_tell(self, name: str) -> bool:
+        """Anything but that a run of another machine failed: cut off from the bucket, it may have finished.
+
+        It brings that when it can. As long as nobody else writes its folder there, it finds it as it left it.
+        """
+        record = Record.read((self.mirror.folder / name).parent) if name.endswith(f"/{RECORD}") else None
+        return record is None or record.status == "finished" or record.host == socket.gethostname()
 
 
 @contextmanager
