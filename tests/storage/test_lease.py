@@ -9,7 +9,7 @@ import pytest
 
 from gemma_alignment.errors import UserError
 from gemma_alignment.storage import lease as module
-from gemma_alignment.storage.lease import STALE, Lease, Lost, Pulse, owner
+from gemma_alignment.storage.lease import MISSED, STALE, Lease, Lost, Pulse, owner
 
 ELSEWHERE = {"host": "elsewhere", "pid": 7, "born": "x/1", "since": "today", "command": "kedro study"}
 GONE = 2**22 + 1
@@ -65,12 +65,38 @@ def test_one_of_a_process_of_this_machine_that_has_ended_is_free_at_once(bucket)
     assert alive.is_mine()
 
 
-def test_a_lost_run_of_the_same_study_is_free_at_once(bucket):
+def test_a_lost_run_of_the_same_study_is_free_after_three_missed_beats(bucket, monkeypatch):
+    monkeypatch.setattr(module, "GIVEN_UP", 0.0)
     first = take(bucket, study="mark")
+    bucket.skew = MISSED - 30
+    with pytest.raises(UserError, match="already"):
+        take(bucket, study="mark")
+    bucket.skew = MISSED + 30
     with pytest.raises(UserError, match="already"):
         take(bucket, study="another")
     second = take(bucket, study="mark")
     assert second.is_mine() and not first.is_mine()
+
+
+def test_a_run_of_the_same_study_that_still_lives_is_waited_for(bucket, monkeypatch):
+    monkeypatch.setattr(module, "BEAT", 0.05)
+    pulse = Pulse([take(bucket, study="mark")])
+    monkeypatch.setattr(module, "GIVEN_UP", 0.2)
+    with pytest.raises(UserError, match="already"):
+        take(bucket, study="mark")
+    monkeypatch.setattr(module, "GIVEN_UP", 60.0)
+    threading.Timer(0.3, pulse.end).start()
+    second = take(bucket, study="mark")
+    assert pulse._over.is_set() and second.is_mine()
+
+
+def test_it_is_looked_at_while_it_is_renewed(bucket, monkeypatch):
+    monkeypatch.setattr(module, "BEAT", 0.0005)
+    pulse = Pulse([one := take(bucket)])
+    while one._beats < 30:
+        one.check()
+    pulse.check(), pulse.end()
+    assert not one.is_mine()
 
 
 def test_a_renewed_one_is_another_version_and_says_so(bucket):

@@ -1,5 +1,7 @@
 """A bucket and its working folders: what goes where, in which order, and who is right."""
 
+import contextlib
+import functools
 import itertools
 import os
 from pathlib import Path
@@ -284,6 +286,39 @@ def test_a_working_folder_that_cannot_be_made_is_said(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="set XDG_CACHE_HOME to a folder of this machine"):
         Mirror(f"local://{tmp_path}/store", tmp_path / "file" / "copy")
+
+
+def test_who_loses_its_lease_in_the_middle_of_a_push_writes_and_removes_nothing_more(machine, monkeypatch):
+    """The other one's object is in the place of ours after any number of operations of a push."""
+    monkeypatch.setattr(lease, "SETTLED", 0.0)
+    here, names = machine("here"), [f"{RUN}/checkpoints/iteration=000002/{SUMS}", f"{RUN}/run.json"]
+    for count in range(6):
+        put(here, f"{RUN}/checkpoints/iteration=000001/{SUMS}", b"1")
+        here.push([RUN])
+        held = lease.Lease.take(here.bucket, f"{RUN}/lease.json", {"host": "elsewhere"}, "it")
+        discard(here.folder / RUN / "checkpoints/iteration=000001")
+        for name in names:
+            put(here, name, str(count).encode())
+        operations, real = [], {verb: getattr(Bucket, verb) for verb in ("send", "remove")}
+
+        def counted(self, what, *more, verb, real=real, operations=operations, count=count):
+            operations.append(verb)
+            result = real[verb](self, what, *more)
+            if len(operations) == count:
+                self.write(f"{RUN}/lease.json", b"{}")
+            return result
+
+        with monkeypatch.context() as patch:
+            for verb in real:
+                patch.setattr(Bucket, verb, functools.partialmethod(counted, verb=verb))
+            if count == 0:
+                here.bucket.write(f"{RUN}/lease.json", b"{}")
+            with pytest.raises(lease.Lost) if count < 3 else contextlib.nullcontext():
+                here.push([RUN], before=held.check)
+            assert operations == ["send", "send", "remove"][:count]
+        here.bucket.remove([f"{RUN}/lease.json"])
+        here.push([RUN])
+        assert set(here.bucket.listing()) == set(names)
 
 
 class Training:

@@ -86,7 +86,7 @@ class WorkingCopy(Folder):
                 record = Record.read(folder)
                 if record is not None and record.status == "running":  # whoever wrote it has the stage no more
                     record.end("failed", f"its process {record.pid} on {record.host} was lost").write(folder)
-            self._mirror.push(self._own)
+            self._mirror.push(self._own, before=self._check)
             self._is_here = True
         except BaseException:
             self._let_go()
@@ -137,16 +137,20 @@ class WorkingCopy(Folder):
             wait = min(60.0, 2 * wait)
 
     def _push(self) -> None:
+        self._check()
+        self._mirror.push(self._own, before=self._check)
+        self._is_told = False
+
+    def _check(self) -> None:
+        """Before each object: a lease may be lost while the others are on their way."""
         self._pulse.check()
         for lease in self._leases:
             lease.check()
-        self._mirror.push(self._own)
-        self._is_told = False
 
     def _push_lines(self) -> None:
         """At each beat: a judge's reply is in the bucket that many seconds after it came."""
         if self._is_here:
-            self._mirror.push(self._own, only_grown=True)
+            self._mirror.push(self._own, only_grown=True, before=self._check)
 
     def _let_go(self) -> None:
         self._is_here = False

@@ -28,6 +28,10 @@ BEAT = 30.0
 """Seconds between two renewals."""
 STALE = 300.0
 """Seconds without one after which it is anybody's."""
+MISSED = 3 * BEAT
+"""Seconds without one after which the study that started its owner may start that again."""
+GIVEN_UP = 180.0
+"""Seconds for which it waits for that: a cluster may take a machine for lost that still lives, and ends its runs."""
 SETTLED = 1.0
 """Seconds after which the last of several who took a stale one at the same time has it."""
 STUDY = "GEMMA_ALIGNMENT_LEASE"
@@ -54,21 +58,30 @@ class Lease:
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Tells it from every other."""
     _beats: int = 0
+    _one_at_a_time: threading.RLock = field(default_factory=threading.RLock)
+    """Not every store replaces an object at once: none is looked at while it is renewed."""
 
     @classmethod
     def take(cls, bucket: Bucket, name: str, facts: Mapping[str, Any], what: str) -> Self:
-        """Make it, or take one that is over: stale, of a process of this machine that has ended, or of the same study.
+        """Make it, or take one that is over: stale, or of a process of this machine that has ended.
+
+        One of the same study is waited for: its machine was given up, and is silent soon or lets go of it.
 
         Raises:
             UserError: when somebody has it, with who that is; ``what`` says what it is for.
         """
-        lease = cls(bucket, name, facts)
+        lease, study = cls(bucket, name, facts), facts.get("study")
+        deadline = time.monotonic() + GIVEN_UP
         while not bucket.create(name, lease._content()):
             other = bucket.read(name)
             if other is None:
                 continue  # let go of between the two questions
             known, silent = _known(other), _silence(bucket, name)
-            if silent <= STALE and not _is_over(known, facts.get("study")):
+            is_ours = study is not None and known.get("study", study) == study  # empty: it is just being written
+            if silent <= (MISSED if is_ours else STALE) and not _is_over(known):
+                if is_ours and time.monotonic() < deadline:
+                    time.sleep(BEAT / 10)
+                    continue
                 raise UserError(_refusal(bucket, name, what, known, silent))
             bucket.write(name, lease._content())
             time.sleep(SETTLED)
@@ -86,7 +99,8 @@ class Lease:
         Raises:
             Lost: when another process has it.
         """
-        content = self.bucket.read(self.name)
+        with self._one_at_a_time:
+            content = self.bucket.read(self.name)
         other = _known(content or b"")
         if other.get("mark") != self.mark:
             who = f"process {other.get('pid')} on {other.get('host')} has taken over" if content else "it was removed"
@@ -102,9 +116,10 @@ class Lease:
         Raises:
             Lost: when another process has it.
         """
-        self.check()
-        self._beats += 1
-        self.bucket.write(self.name, self._content())
+        with self._one_at_a_time:
+            self.check()
+            self._beats += 1
+            self.bucket.write(self.name, self._content())
 
     def release(self) -> None:
         """Let others have it at once."""
@@ -172,10 +187,8 @@ def _silence(bucket: Bucket, name: str) -> float:
     return 0.0 if written is None else time.time() + bucket.skew - written
 
 
-def _is_over(other: Mapping[str, Any], study: str | None) -> bool:
-    """Whether its owner is known to be gone: ended here, or started by the study that starts this process now."""
-    if study is not None and other.get("study") == study:
-        return True  # a study starts a run again only when the earlier one is lost
+def _is_over(other: Mapping[str, Any]) -> bool:
+    """Whether its owner is a process of this machine that has ended."""
     here = other.get("host") == socket.gethostname() and isinstance(other.get("pid"), int)
     return here and not runs(int(other["pid"]), other.get("born"))
 

@@ -13,7 +13,7 @@ appended to, and hold what was paid for, lose no line of either.
 import fcntl
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -93,12 +93,16 @@ class Mirror:
                     if is_free:
                         self._pull_group(group, [name for name in names if group_of(name) == group], there, known)
 
-    def push(self, groups: Iterable[str], only_grown: bool = False, wanted: Wanted = everything) -> None:
+    def push(
+        self, groups: Iterable[str], only_grown: bool = False, wanted: Wanted = everything,
+        before: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         """Bring there what was changed here and is wanted, in the order in which it may be believed.
 
         ``only_grown``: only lines that were added to, which never contradict what is there. What another process of
-        this machine writes is left to that. A checkpoint is given up as a whole: where its list of sums is as it was,
-        contents that are not here were taken by whatever cleans this machine, and stay there.
+        this machine writes is left to that. ``before`` is called before each object that is written or removed: what
+        it raises is the end, with what came there so far noted. A checkpoint is given up as a whole: where its list of
+        sums is as it was, contents that are not here were taken by whatever cleans this machine, and stay there.
 
         Raises:
             UserError: when the bucket cannot be written.
@@ -112,16 +116,16 @@ class Mirror:
             changed = [name for name, stat in here.items() if name not in known or stat != known[name][1:]]
             shorter = {name for name in changed if name in known and here[name][0] < known[name].size}
             if only_grown:
-                self._send([name for name in changed if name.endswith(LINES) and name not in shorter], here)
+                self._send([name for name in changed if name.endswith(LINES) and name not in shorter], here, before)
                 return
             # given up for a later checkpoint: after that one. Given up altogether: before what does not fit to it
             whole = {group_of(name) for name in here if name.endswith(f"/{SUMS}")}
             later = whole - {group_of(name) for name in shorter}
             kept = {place_of(name) for name in here.keys() - set(changed) if name.endswith(f"/{SUMS}")}
             gone = {name for name in known.keys() - here.keys() if is_data(name) and place_of(name) not in kept}
-            self._remove([name for name in gone if group_of(name) not in later])
-            self._send(sorted(changed, key=rank), here)
-            self._remove([name for name in gone if group_of(name) in later])
+            self._remove([name for name in gone if group_of(name) not in later], before)
+            self._send(sorted(changed, key=rank), here, before)
+            self._remove([name for name in gone if group_of(name) in later], before)
         finally:
             self._one_at_a_time.release()
 
@@ -130,15 +134,18 @@ class Mirror:
         names = (path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
         return {group_of(name) for name in names if is_data(name)}
 
-    def _send(self, names: Iterable[str], here: Mapping[str, tuple[int, int]]) -> None:
+    def _send(self, names: Iterable[str], here: Mapping[str, tuple[int, int]], before: Callable[[], None]) -> None:
         for name in names:
+            before()
             sent = self.bucket.send(name, self.folder / name)
             if sent is not None:
                 self._files.note(name, Known(sent.version, *here[name]))
 
-    def _remove(self, names: list[str]) -> None:
-        self.bucket.remove(sorted(names, key=rank, reverse=True))  # a checkpoint's sums before its contents
-        self._files.forget(names)
+    def _remove(self, names: Iterable[str], before: Callable[[], None]) -> None:
+        for name in sorted(names, key=rank, reverse=True):  # a checkpoint's sums before its contents
+            before()
+            self.bucket.remove([name])
+            self._files.forget([name])
 
     def _here(self, groups: Iterable[str]) -> Iterator[tuple[str, tuple[int, int]]]:
         """Size and time of each file of the groups."""

@@ -15,7 +15,8 @@ def settle(folders: Iterable[Path], why: str, patience: float = GRACE) -> None:
     """Give every record of ``folders`` that says running its end, once the process is gone that wrote it.
 
     For storage that passes locks on between machines, as was looked at before: there a folder that nobody holds is
-    written by nobody. ``why`` is the reason that the records name, ``{host}`` the machine.
+    written by nobody. What is said in the copy of a bucket is said here only: there the run that goes on waits for the
+    lease. ``why`` is the reason that the records name, ``{host}`` the machine.
 
     Raises:
         UserError: for a folder that is still written after ``patience`` seconds.

@@ -59,7 +59,7 @@ class Oversight:
         """Bring there what was changed here and is no living run's: logs, and the ends of runs that did not say so."""
         try:
             self.pulse.check()
-            self.mirror.push(self.mirror.groups(), wanted=self._may_tell)
+            self.mirror.push(self.mirror.groups(), wanted=self._may_tell, before=self.lease.check)
         except UserError as error:
             logger.warning("%s", error)
 
