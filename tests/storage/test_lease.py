@@ -9,6 +9,7 @@ import pytest
 
 from gemma_alignment.errors import UserError
 from gemma_alignment.storage import lease as module
+from gemma_alignment.storage.bucket import Bucket
 from gemma_alignment.storage.lease import MISSED, STALE, Lease, Lost, Pulse, owner
 
 ELSEWHERE = {"host": "elsewhere", "pid": 7, "born": "x/1", "since": "today", "command": "kedro study"}
@@ -31,6 +32,12 @@ def test_the_second_is_told_who_the_first_is(bucket):
     assert first.is_mine()
     first.release()
     assert take(bucket, host="here").is_mine() and not first.is_mine()
+
+
+def test_one_whose_answer_was_lost_on_the_way_is_not_somebody_elses(bucket, monkeypatch):
+    real = Bucket.create
+    monkeypatch.setattr(Bucket, "create", lambda *words: real(*words) and False)  # as a client that asks twice
+    assert take(bucket).is_mine()
 
 
 def test_what_somebody_else_has_is_not_released(bucket):

@@ -77,6 +77,8 @@ class Lease:
             if other is None:
                 continue  # let go of between the two questions
             known, silent = _known(other), _silence(bucket, name)
+            if known.get("mark") == lease.mark:
+                break  # made, but the answer was lost: asked a second time, the store says that it is there
             is_ours = study is not None and known.get("study", study) == study  # empty: it is just being written
             if silent <= (MISSED if is_ours else STALE) and not _is_over(known):
                 if is_ours and time.monotonic() < deadline:
