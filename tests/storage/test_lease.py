@@ -4,12 +4,13 @@ import itertools
 import json
 import os
 import threading
+import time
 
 import pytest
 
 from gemma_alignment.errors import UserError
 from gemma_alignment.storage import lease as module
-from gemma_alignment.storage.bucket import Bucket
+from gemma_alignment.storage.bucket import Bucket, Unreachable
 from gemma_alignment.storage.lease import MISSED, STALE, Lease, Lost, Pulse, owner
 
 ELSEWHERE = {"host": "elsewhere", "pid": 7, "born": "x/1", "since": "today", "command": "kedro study"}
@@ -149,11 +150,35 @@ def test_it_is_renewed_in_the_background_until_it_is_lost(bucket, monkeypatch):
     assert beaten.wait(30)
     pulse.check()
     bucket.write(one.name, b"{}")
-    pulse._thread.join(30)
+    for thread in pulse._threads:
+        thread.join(30)
     with pytest.raises(Lost):
         pulse.check()
     pulse.end()
     assert bucket.read(one.name) == b"{}"
+
+
+def test_one_that_cannot_be_renewed_keeps_no_other_from_it_and_neither_do_lines_on_their_way(bucket, monkeypatch):
+    monkeypatch.setattr(module, "BEAT", 0.02)
+    slow = threading.Event()
+    first, second = (Lease.take(bucket, f"{name}/lease.json", ELSEWHERE, "it") for name in "ab")
+    monkeypatch.setattr(first, "renew", lambda: (_ for _ in ()).throw(Unreachable("away")))
+    pulse = Pulse([first, second], lambda: slow.wait(60))
+    deadline = time.monotonic() + 30
+    while second._beats < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    slow.set(), pulse.check(), pulse.end()
+    assert second._beats >= 3 and not second.is_mine()
+
+
+def test_lines_that_are_not_wanted_any_more_are_the_end(bucket, monkeypatch):
+    monkeypatch.setattr(module, "BEAT", 0.02)
+    pulse = Pulse([take(bucket)], lambda: (_ for _ in ()).throw(Lost("taken")))
+    for thread in pulse._threads:
+        thread.join(30)
+    with pytest.raises(Lost, match="taken"):
+        pulse.check()
+    pulse.end()
 
 
 def test_a_store_that_does_not_answer_is_asked_again_with_the_next_beat(bucket, monkeypatch):

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -36,6 +36,9 @@ SETTLED = 1.0
 """Seconds after which the last of several who took a stale one at the same time has it."""
 STUDY = "GEMMA_ALIGNMENT_LEASE"
 """Variable with the mark of the study that started this process: its own lost runs are no strangers."""
+
+Work = Callable[[], Iterable[Callable[[], None]]]
+"""What there is to do at a beat, part by part: one that fails keeps no other from being done."""
 
 
 class Lost(UserError):
@@ -133,15 +136,21 @@ class Lease:
 
 
 class Pulse:
-    """Renews leases in the background from when it is made, and does something more each time."""
+    """Renews leases in the background from when it is made, and does something more at each beat, beside that.
+
+    What more there is may take longer than a lease lasts; that lets none go stale.
+    """
 
     def __init__(self, leases: Sequence[Lease], more: Callable[[], None] = lambda: None) -> None:
         self._leases = leases
-        self._more = more
         self._lost: Lost | None = None
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="leases", daemon=True)
-        self._thread.start()
+        works: dict[str, Work] = {"leases": lambda: [lease.renew for lease in leases], "lines": lambda: [more]}
+        self._threads = [
+            threading.Thread(target=self._beat, args=(work,), name=name, daemon=True) for name, work in works.items()
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def check(self) -> None:
         """Refuse to go on without all of them.
@@ -155,24 +164,23 @@ class Pulse:
     def end(self) -> None:
         """Stop, and let others have them at once."""
         self._over.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
         for lease in self._leases:
             try:
                 lease.release()
             except UserError as error:
                 logger.warning("%s", error)
 
-    def _beat(self) -> None:
-        while not self._over.wait(BEAT):
-            try:
-                for lease in self._leases:
-                    lease.renew()
-                self._more()
-            except Lost as error:
-                self._lost = error
-                return
-            except Exception as error:  # a bucket that does not answer, or a full disk, may be well with the next beat
-                logger.debug("%s", error)
+    def _beat(self, work: Work) -> None:
+        while self._lost is None and not self._over.wait(BEAT):
+            for part in work():
+                try:
+                    part()
+                except Lost as error:
+                    self._lost = error
+                except Exception as error:  # a bucket that does not answer, or a full disk, may be well the next time
+                    logger.debug("%s", error)
 
 
 def _known(content: bytes) -> dict[str, Any]:
