@@ -106,6 +106,19 @@ def test_a_run_that_finished_during_an_outage_brings_that_after_its_study_gave_i
         assert Record.read(tmp_path / "store/a" / run).variant_kind == "sweep"  # a label is the study's own
 
 
+def test_what_was_finished_here_while_the_bucket_was_away_is_not_done_before_the_bucket_has_it(elsewhere, monkeypatch):
+    attempt, run = elsewhere("grpo", seed=1), "07_model_output/grpo/seed=1"
+    node = Mirror(attempt.premises.address)
+    record = Record("grpo", 1, "", {}, {})
+    record.write(node.folder / run), node.push([run])
+    record.end("finished").write(node.folder / run)
+    begun, over = [], SimpleNamespace(wait=lambda seconds=None: 0, poll=lambda: 0)
+    monkeypatch.setattr(module.subprocess, "Popen", lambda said, **options: begun.append(said[-1]) or over)
+    assert attempt() == Outcome(0) and len(begun) == 1  # which brings it, and all that belongs to it
+    node.push([run])
+    assert attempt() == Outcome(0) and len(begun) == 1
+
+
 def test_another_study_is_refused(elsewhere, tmp_path):
     attempt = elsewhere("sft")
     (tmp_path / "store/a/study.lock").write_text("{}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemma_alignment.errors import UserError
-from gemma_alignment.fingerprints import Record
+from gemma_alignment.fingerprints import RECORD, Record
 from gemma_alignment.storage.lease import BEAT
 from gemma_alignment.storage.mirror import Mirror
 from gemma_alignment.storage.names import but_checkpoints, group_of
@@ -61,7 +61,7 @@ class Attempt:
     def _here(self, mirror: Mirror | None) -> Outcome:
         self.premises.check()
         self._begin() if mirror is None else self._fetch(mirror)
-        run = self.left()
+        run = self.left(mirror)
         if run is None:
             return Outcome(0)
         with self.log.open("ab" if run.params.get("resume") else "wb") as output:
@@ -113,8 +113,11 @@ class Attempt:
         except OSError as error:
             raise UserError(f"the data folder cannot be written ({error}); {RIGHTS}") from error
 
-    def left(self) -> Run | None:
+    def left(self, mirror: Mirror | None = None) -> Run | None:
         """The run without the stages that an earlier attempt finished, on from its checkpoint; None: all are.
+
+        With a ``mirror``, one that only this machine knows of is left: it was finished while the bucket was away, and
+        begins by bringing there all that it made.
 
         Raises:
             UserError: while a machine that was given up still writes.
@@ -126,14 +129,19 @@ class Attempt:
         if all(record == before for record, before in zip(records, self.before, strict=True)):
             return self.run
         done = [
-            record is not None and record != before and record.status == "finished"
-            for record, before in zip(records, self.before, strict=True)
+            record is not None and record != before and record.status == "finished" and _is_there(folder, mirror)
+            for folder, record, before in zip(folders, records, self.before, strict=True)
         ]
         if all(done):
             return None
         params = {**self.run.params, "overwrite": False}  # what was to be overwritten is; the rest is this study's
         rest = dataclasses.replace(self.run, pipelines=self.run.pipelines[done.index(False) :], params=params)
         return going_on(rest, self.premises.data_root)
+
+
+def _is_there(folder: Path, mirror: Mirror | None) -> bool:
+    """Whether what the record of a stage says stands in the bucket too, where there is one."""
+    return mirror is None or mirror.bucket.read(f"{mirror.name_of(folder)}/{RECORD}") == (folder / RECORD).read_bytes()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
