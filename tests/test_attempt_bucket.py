@@ -83,6 +83,27 @@ def test_a_study_does_not_say_for_another_machine_that_its_run_failed(tmp_path, 
         assert (tmp_path / "store/a" / run / "run.log").read_text() == "seen here"
 
 
+@pytest.mark.parametrize(("status", "stays"), [("finished", True), ("failed", False)])
+def test_a_study_removes_only_what_a_run_of_this_machine_left_untold(tmp_path, monkeypatch, status, stays):
+    """A cleaner took the rest; a run that was shot after it set checkpoints aside has given them up."""
+    monkeypatch.setattr(leases, "SETTLED", 0.0)
+    address, run = f"local://{tmp_path}/store/a", "07_model_output/grpo/seed=1"
+    names = ("06_models/grpo/seed=1/policy", f"{run}/checkpoints/iteration=000001/SHA256SUMS", f"{run}/responses.jsonl")
+    with held(tmp_path / "driver", address) as sight:
+        here = sight.mirror
+        Record("grpo", 1, "", {}, {}).end(status).write(here.folder / run)
+        for name in names:
+            (here.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (here.folder / name).write_text("x")
+        (here.folder / "06_models/grpo/seed=1/kept").write_text("x")
+        sight.bring()
+        for name in names:
+            (here.folder / name).unlink()
+        sight.bring()
+        there = [(tmp_path / "store/a" / name).exists() for name in names]
+        assert there == [True, stays, stays]
+
+
 def test_a_run_that_finished_during_an_outage_brings_that_after_its_study_gave_it_up(tmp_path, monkeypatch):
     monkeypatch.setattr(leases, "SETTLED", 0.0)
     address, run = f"local://{tmp_path}/store/a", "07_model_output/grpo/seed=1"

@@ -31,7 +31,7 @@ STALE = 300.0
 MISSED = 3 * BEAT
 """Seconds without one after which the study that started its owner may start that again."""
 GIVEN_UP = 180.0
-"""Seconds for which it waits for that: a cluster may take a machine for lost that still lives, and ends its runs."""
+"""Seconds in which a machine that a cluster has given up learns of it and ends its runs, or loses their locks."""
 SETTLED = 1.0
 """Seconds after which the last of several who took a stale one at the same time has it."""
 STUDY = "GEMMA_ALIGNMENT_LEASE"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gemma_alignment.errors import UserError
 from gemma_alignment.fingerprints import RECORD, Record
-from gemma_alignment.storage.lease import BEAT
+from gemma_alignment.storage.lease import BEAT, GIVEN_UP
 from gemma_alignment.storage.mirror import Mirror
 from gemma_alignment.storage.names import but_checkpoints, group_of
 from gemma_alignment.study.going_on import going_on
@@ -25,8 +25,6 @@ from gemma_alignment.study.tether import PARENT
 
 INTERRUPTED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
 """Exit statuses of a run that was asked to stop."""
-GIVEN_UP = 180.0
-"""Seconds in which a machine that a cluster has given up learns of it and ends its runs, or loses their locks."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from gemma_alignment.storage.address import is_bucket
 from gemma_alignment.storage.bucket import Unreachable
 from gemma_alignment.storage.lease import Lease, Pulse, owner
 from gemma_alignment.storage.mirror import Mirror
-from gemma_alignment.storage.names import but_checkpoints, small
+from gemma_alignment.storage.names import but_checkpoints, group_of, small
 from gemma_alignment.study.lock import LOCK, alone
 
 logger = logging.getLogger(__name__)
@@ -64,12 +64,18 @@ class Oversight:
             logger.warning("%s", error)
 
     def _may_tell(self, name: str) -> bool:
-        """Anything but that a run of another machine failed: cut off from the bucket, it may have finished.
+        """Anything but what only others know.
 
-        It brings that when it can. As long as nobody else writes its folder there, it finds it as it left it.
+        That is that a run of another machine failed: cut off from the bucket, it may have finished, and brings that
+        when it can. And of a file that is not here, that it was given up: a cleaner may have taken it. Only a run of
+        this machine that did not end well may have left that untold.
         """
-        record = Record.read((self.mirror.folder / name).parent) if name.endswith(f"/{RECORD}") else None
-        return record is None or record.status == "finished" or record.host == socket.gethostname()
+        record = Record.read(self.mirror.folder / group_of(name))
+        is_own = record is not None and record.host == socket.gethostname()
+        is_finished = record is not None and record.status == "finished"
+        if not (self.mirror.folder / name).exists():
+            return is_own and not is_finished
+        return not name.endswith(f"/{RECORD}") or record is None or is_finished or is_own
 
 
 @contextmanager
