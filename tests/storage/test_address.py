@@ -55,10 +55,19 @@ def test_an_address_without_a_bucket_or_that_climbs_is_refused(address):
         check_address(address)
 
 
-@pytest.mark.parametrize("address", ["http://host/a", "s4://bucket/a", "zip://a/b"])
-def test_what_nobody_can_write_to_is_refused(address):
+@pytest.mark.parametrize(
+    "kind",
+    ["http", "s4", "zip", "memory", "dir", "gist", "reference", "generic", "cached", "ftp", "sftp", "hdfs", "file+x"],
+)
+def test_what_is_no_object_store_that_all_processes_can_write_to_is_refused(kind):
     with pytest.raises(ValueError, match="is no storage to work on; give s3://, gs:// or a path"):
-        check_address(address)
+        check_address(f"{kind}://bucket/a")
+
+
+@pytest.mark.parametrize("kind", ["s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "local"])
+def test_object_stores_are_taken(kind):
+    check_address(f"{kind}://bucket/a")
+    assert is_bucket(f"{kind}://bucket/a")
 
 
 def test_an_address_of_a_folder_has_three_slashes():

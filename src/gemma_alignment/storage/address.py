@@ -10,8 +10,8 @@ from urllib.parse import unquote, urlsplit
 LOCAL = "file://"
 CACHE = "XDG_CACHE_HOME"
 """Variable of the folder under which working folders are; without it ``~/.cache``."""
-READ_ONLY = ("http", "https", "data", "git", "github", "filecache", "blockcache", "simplecache", "zip", "tar")
-"""Protocols of fsspec to which nothing can be written, or not object by object."""
+STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "local")
+"""Protocols of fsspec that write object by object, to what every process sees; ``local`` is a folder that plays one."""
 
 
 def plain(data_root: str) -> str:
@@ -27,7 +27,7 @@ def is_bucket(data_root: str) -> bool:
 
 
 def check_address(data_root: str) -> None:
-    """Refuse an address that holds credentials, names no bucket, or is of a kind that fsspec does not know.
+    """Refuse an address that holds credentials, names no bucket, or is of a kind that cannot be worked on.
 
     Raises:
         ValueError: with what to give instead; what may be a secret is not in it.
@@ -36,8 +36,6 @@ def check_address(data_root: str) -> None:
         raise ValueError(f"data_root is {data_root!r}: the address of a folder has three slashes, file:///FOLDER")
     if not is_bucket(data_root):
         return
-    from fsspec import available_protocols
-
     scheme, _, rest = data_root.partition("://")
     host = rest.partition("/")[0]
     if "@" in rest or ":" in host or "?" in rest or "#" in rest:
@@ -46,7 +44,7 @@ def check_address(data_root: str) -> None:
             "part of it: it stands in records, logs and MLflow. Give them by the environment (AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; GOOGLE_APPLICATION_CREDENTIALS), a server by AWS_ENDPOINT_URL"
         )
-    if scheme not in available_protocols() or scheme in READ_ONLY:
+    if scheme not in STORES:
         kinds = "give s3://, gs:// or a path"
         raise ValueError(f"data_root is {data_root!r}: {scheme}:// is no storage to work on; {kinds}")
     parts = unquote(urlsplit(data_root).path).split("/")
