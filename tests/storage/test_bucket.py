@@ -68,6 +68,25 @@ class NoCredentialsError(Exception):
     """As botocore calls it."""
 
 
+@pytest.mark.parametrize("scheme", ["dir", "gist", "reference", "nobodys"])
+def test_a_store_that_cannot_even_be_opened_is_one_message(scheme):
+    with pytest.raises(UserError, match=rf"^{scheme}://a/b cannot be opened \(\w+: .*and data_root$"):
+        Bucket(f"{scheme}://a/b")
+
+
+def test_a_store_that_looks_for_credentials_when_it_is_opened_says_so_and_no_secret(monkeypatch):
+    import fsspec
+
+    def refuse(*words, **more):
+        raise NoCredentialsError("a-secret-of-a-user")
+
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-of-a-user")
+    monkeypatch.setattr(fsspec.core, "url_to_fs", refuse)
+    with pytest.raises(UserError, match="cannot be opened: there are no credentials") as refused:
+        Bucket("gs://a/b")
+    assert "a-secret" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [

@@ -55,14 +55,15 @@ class Bucket:
         self.address = plain(self.address)
         scheme = self.address.partition("://")[0]
         options = OPTIONS.get(EXTRAS.get(scheme, scheme), {})
-        try:
-            self._fs, root = fsspec.core.url_to_fs(
-                self.address, use_listings_cache=False, skip_instance_cache=True, **options
-            )
-        except ImportError as error:
-            extra = EXTRAS.get(scheme)
-            what = f"pip install 'gemma_alignment[{extra}]'" if extra else f"install what fsspec needs for {scheme}://"
-            raise UserError(f"{self.address}: {scheme}:// needs packages that are not installed: {what}") from error
+        with self._said("open"):
+            try:
+                self._fs, root = fsspec.core.url_to_fs(
+                    self.address, use_listings_cache=False, skip_instance_cache=True, **options
+                )
+            except ImportError as error:
+                extra, kind = EXTRAS.get(scheme), f"{scheme}://"
+                what = f"pip install 'gemma_alignment[{extra}]'" if extra else f"install what fsspec needs for {kind}"
+                raise UserError(f"{self.address}: {kind} needs packages that are not installed: {what}") from error
         self._root = root.rstrip("/")
 
     def listing(self) -> dict[str, Object]:
@@ -192,7 +193,7 @@ class Bucket:
         return f"{what} ({brief(error)}). Check the network, AWS_ENDPOINT_URL (a store of one's own) and data_root"
 
 
-VERBS = {"list": "listed", "read": "read", "write": "written", "remove": "cleared"}
+VERBS = {"open": "opened", "list": "listed", "read": "read", "write": "written", "remove": "cleared"}
 
 
 def _is_name(name: str) -> bool:
