@@ -11,10 +11,12 @@ from gemma_alignment.config import ConfigError
 from gemma_alignment.errors import UserError
 from gemma_alignment.hooks.paths import absolute
 from gemma_alignment.parameters.cluster import ENGINES, ClusterParameters, SlurmParameters
+from gemma_alignment.storage.address import working_folder
 from gemma_alignment.study import engine as module
 from gemma_alignment.study.command import planned, start
 from gemma_alignment.study.engine import Local, Site, engine
 from gemma_alignment.study.lock import alone, token_of
+from gemma_alignment.study.oversight import held
 
 SLURM = SlurmParameters(60, None, None, None, ())
 
@@ -113,3 +115,11 @@ def test_an_address_in_the_configuration_is_refused_before_any_run_opens(project
     with pytest.raises(ConfigError, match=r"data_root is 's4://a': s4:// is no storage"):
         project.run("data_processing", data_root="s4://a")
     assert project.runs() == []
+
+
+def test_a_cache_that_cannot_be_made_is_named_with_the_variable_that_says_where(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    address = f"local://{tmp_path}/store"
+    with pytest.raises(UserError, match=r"is worked on in .* cannot be made .*set XDG_CACHE_HOME to a folder"):
+        held(working_folder(address), address).__enter__()

@@ -85,11 +85,11 @@ def held(folder: Path, data_root: str) -> Iterator[Oversight | None]:
     Raises:
         UserError: when another study is there, and for a bucket without rights.
     """
+    mirror = Mirror(data_root, folder) if is_bucket(data_root) else None  # says best why a folder cannot be made
     with alone(folder):
-        if not is_bucket(data_root):
+        if mirror is None:
             yield None
             return
-        mirror = Mirror(data_root, folder)
         mirror.bucket.check()
         facts = owner(since=now(), command=command())
         lease = Lease.take(mirror.bucket, LOCK, facts, f"A study runs in {mirror.bucket.address}")
