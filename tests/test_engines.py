@@ -4,6 +4,7 @@ import sys
 
 import pytest
 from click.testing import CliRunner
+from fsspec.registry import _registry as registry
 from kedro.framework.startup import bootstrap_project
 
 from gemma_alignment import cli
@@ -13,7 +14,7 @@ from gemma_alignment.hooks.paths import absolute
 from gemma_alignment.parameters.cluster import ENGINES, ClusterParameters, SlurmParameters
 from gemma_alignment.storage.address import working_folder
 from gemma_alignment.study import engine as module
-from gemma_alignment.study.command import planned, start
+from gemma_alignment.study.command import planned, show, start
 from gemma_alignment.study.engine import Local, Site, engine
 from gemma_alignment.study.lock import alone, token_of
 from gemma_alignment.study.oversight import held
@@ -123,3 +124,20 @@ def test_a_cache_that_cannot_be_made_is_named_with_the_variable_that_says_where(
     address = f"local://{tmp_path}/store"
     with pytest.raises(UserError, match=r"is worked on in .* cannot be made .*set XDG_CACHE_HOME to a folder"):
         held(working_folder(address), address).__enter__()
+
+
+def test_a_dry_run_looks_whether_the_bucket_can_be_listed(project, tmp_path, monkeypatch, capsys):
+    bootstrap_project(project.root)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    monkeypatch.delitem(registry, "gs", raising=False)
+    assert not show(planned(project.root, "test", {"data_root": "gs://b/a"}, "grpo", "1", False), False)
+    said = capsys.readouterr().out
+    assert "bucket  gs://b/a: gs:// needs packages that are not installed: pip install 'gemma_alignment[gs]'" in said
+    (tmp_path / "store").mkdir()
+    there = {"data_root": f"local://{tmp_path}/store"}
+    assert show(planned(project.root, "test", there, "grpo", "1", False), False)
+    assert f"bucket  local://{tmp_path}/store can be listed" in capsys.readouterr().out
+    assert list((tmp_path / "store").iterdir()) == []
+    assert show(planned(project.root, "test", {}, "grpo", "1", False), False)
+    assert "bucket" not in capsys.readouterr().out

@@ -17,7 +17,7 @@ from gemma_alignment.storage.address import folder_under
 from gemma_alignment.study.lock import renew
 from gemma_alignment.study.oversight import fetched, held
 from gemma_alignment.study.plan import Plan, parse_names, parse_seeds
-from gemma_alignment.study.preflight import GPU, Line, preflight
+from gemma_alignment.study.preflight import GPU, Line, preflight, storage
 from gemma_alignment.study.project import Opened, read_parameters
 from gemma_alignment.study.status import counted, status_of
 from gemma_alignment.study.variants import ablations, accepted, check, each_once, sweeps
@@ -125,11 +125,12 @@ def show(asked: Asked, resume: bool, processes: int = 1) -> bool:
     for run in runs:
         console.print(f"{run.label:{width}}  {run.command()}", markup=False)
     _say_left_out(asked, console)
-    return not any(line.is_missing for line in _say_needs(asked, console, processes))
+    bucket = storage(str(asked.parameters["data_root"]))
+    return not any(line.is_missing for line in _say_needs(asked, console, processes, *bucket))
 
 
-def _say_needs(asked: Asked, console: Console, processes: int) -> Sequence[Line]:
-    lines = preflight(asked.plan, asked.parameters, asked.data_root, processes)
+def _say_needs(asked: Asked, console: Console, processes: int, *more: Line) -> Sequence[Line]:
+    lines = [*more, *preflight(asked.plan, asked.parameters, asked.data_root, processes)]
     width = max((len(line.what) for line in lines), default=0)
     for line in lines:
         console.print(f"{line.what:{width}}  {line.said}", markup=False, highlight=False, soft_wrap=True)

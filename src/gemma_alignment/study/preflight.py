@@ -19,6 +19,8 @@ from gemma_alignment.modeling.hub import check_access
 from gemma_alignment.modeling.memory import Shape
 from gemma_alignment.parameters.judge import JudgeParameters
 from gemma_alignment.parameters.rates import RateParameters
+from gemma_alignment.storage.address import is_bucket
+from gemma_alignment.storage.bucket import Bucket
 from gemma_alignment.study.hours import hours, hours_of_runs, iteration_seconds
 from gemma_alignment.study.memory_needs import SHAPES, Peak, disk, peaks, plain_model, work_of
 from gemma_alignment.study.plan import Plan
@@ -63,6 +65,18 @@ def preflight(plan: Plan, parameters: Parameters, data_root: Path, processes: in
         most = max(peak.bytes for peak in found if peak.stage != "export")
         lines += [_gpu(parameters, most), *map(_memory, found), *_disk(plan, parameters, shape, data_root)]
     return [*lines, *_hours(plan, parameters), _judge(plan, parameters)]
+
+
+def storage(data_root: str) -> Iterator[Line]:
+    """Whether a bucket can be listed; nothing of a folder. The other rights are tried when a study starts."""
+    if not is_bucket(data_root):
+        return
+    try:
+        Bucket(data_root).listing()
+    except UserError as error:
+        yield Line("bucket", str(error), is_missing=True)
+    else:
+        yield Line("bucket", f"{data_root} can be listed")
 
 
 def _credentials(parameters: Parameters, model_is_missing: bool) -> Iterator[Line]:
