@@ -172,6 +172,16 @@ def test_the_jobs_of_one_folder_have_one_name(tmp_path):
     assert name_of(tmp_path / "a") == name_of(tmp_path / "b") != name_of(tmp_path)
 
 
+def test_the_jobs_of_one_bucket_have_one_name_on_every_machine(commands, tmp_path):
+    sites = [Site(tmp_path, tmp_path / host, "cpu", 1, 1, "s3://bucket/a", "mark") for host in ("login1", "login2")]
+    first, second = (Slurm(one, SETTINGS).name for one in sites)
+    assert first == second == name_of(tmp_path, "s3://bucket/a") != name_of(tmp_path, "s3://bucket/b")
+    commands(squeue=f'case "$*" in *{first}*) echo "7|RUNNING|node1";; esac')
+    for one in sites:
+        with pytest.raises(UserError, match=r"jobs of an earlier study in s3://bucket/a are still .*: 7\."):
+            check(SETTINGS, one.data_root, bucket=one.address)
+
+
 class FakeQueue:
     def __init__(self, *states):
         self.states = list(states)

@@ -101,7 +101,8 @@ def start(
         raise UserError(f"The study was not started, for want of: {', '.join(fatal)} (see above)")
     cluster = build(StudyParameters, asked.parameters["study"], "study").cluster
     with held(asked.data_root, str(asked.parameters["data_root"])) as sight:
-        begin = found(engine, cluster, asked.data_root, address, processes, resume and sight is None)
+        bucket = None if sight is None else sight.address
+        begin = found(engine, cluster, asked.data_root, address, processes, resume and bucket is None, bucket)
         if not resume:
             renew(asked.data_root)
         return run_study(asked.project, asked.plan, workers, console, resume, begin, processes, sight)

@@ -107,11 +107,12 @@ class Local:
 
 def engine(
     name: str, settings: ClusterParameters, data_root: Path, address: str | None = None, processes: int = 1,
-    resume: bool = False,
+    resume: bool = False, bucket: str | None = None,
 ) -> Callable[[Site], Engine]:  # fmt: skip
     """The engine of this name, for whatever site; a cluster is asked whether it would do what is asked.
 
-    With ``resume``, in a folder, jobs of an earlier study that the cluster still has are waited for, not refused.
+    ``bucket`` is the address of that which the data folder is a copy of. With ``resume``, in a folder, jobs of an
+    earlier study that the cluster still has are waited for, not refused.
 
     Raises:
         UserError: before anything runs, for what is missing or would be refused.
@@ -132,6 +133,6 @@ def engine(
     if name == "slurm":
         from gemma_alignment.study import slurm
 
-        left = slurm.check(settings, data_root, resume)
+        left = slurm.check(settings, data_root, resume, bucket)
         return partial(slurm.Slurm, settings=settings, left=left)
     return Local

@@ -45,12 +45,15 @@ def exchange(site: Site) -> Path:
     return site.data_root / FOLDER if site.address is None else site.project / FOLDER / site.data_root.name
 
 
-def name_of(data_root: Path) -> str:
-    """The name of a study's jobs: equal for equal data folders, on every machine that sees them."""
-    return f"gemma-alignment-{hashlib.sha256(str(data_root.resolve()).encode()).hexdigest()[:12]}"
+def name_of(data_root: Path, bucket: str | None = None) -> str:
+    """The name of a study's jobs: equal for equal data folders, or buckets, on every machine that sees them."""
+    place = bucket or str(data_root.resolve())  # a bucket's working folder is another one on each machine
+    return f"gemma-alignment-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
 
 
-def check(settings: ClusterParameters, data_root: Path, resume: bool = False) -> list[Left]:
+def check(
+    settings: ClusterParameters, data_root: Path, resume: bool = False, bucket: str | None = None
+) -> list[Left]:
     """Refuse what SLURM would refuse, and jobs of an earlier study that still run in the folder.
 
     Returns: with ``resume`` those jobs, which the study goes on with.
@@ -67,12 +70,12 @@ def check(settings: ClusterParameters, data_root: Path, resume: bool = False) ->
             raise UserError(f"--engine slurm: there is no {command} here; start the study on a machine of the cluster")
     asked = [f"--{key.replace('_', '-')}={value}" for key, value in flags(settings).items()]
     ask("sbatch", "--test-only", *asked, "--wrap=true")
-    states = Queue(name_of(data_root)).look()
+    states = Queue(name_of(data_root, bucket)).look()
     going = sorted(job for job, state in states.items() if state in (*QUEUED, *AT_WORK))
     if going and not resume:
         raise UserError(
-            f"jobs of an earlier study in {data_root} are still with SLURM: {', '.join(going)}. Go on with them by "
-            f"--resume (not where the data are in a bucket), {end_by(going)}"
+            f"jobs of an earlier study in {bucket or data_root} are still with SLURM: {', '.join(going)}. Go on with "
+            f"them by --resume (not where the data are in a bucket), {end_by(going)}"
         )
     return left_over(going, data_root)
 
@@ -106,6 +109,11 @@ class Slurm:
 
     def __exit__(self, *_: object) -> None: ...
 
+    @property
+    def name(self) -> str:
+        """Of its jobs."""
+        return name_of(self.site.data_root, self.site.address)
+
     @cached_property
     def premises(self) -> Premises:
         """What the machines must have."""
@@ -132,7 +140,7 @@ class Slurm:
         self, children: Sequence[Child], workers: int | None, variables: Mapping[str, str]
     ) -> Iterator[Child | None]:
         """Submit all of them at once; SLURM runs at most ``workers`` at a time, or as many as have a place."""
-        name, own = name_of(self.site.data_root), list[Child]()
+        name, own = self.name, list[Child]()
         for child in children:
             if (earlier := next((one for one in self.left if one.does(child.run)), None)) is not None:
                 child.process = Job(earlier.attempt, earlier.handle, Queue(name))
@@ -172,7 +180,7 @@ class Slurm:
         Raises:
             UserError: with what the machine lacks.
         """
-        name, probe = f"{name_of(self.site.data_root)}-probe", Probe(self.premises)
+        name, probe = f"{self.name}-probe", Probe(self.premises)
         logger.info("A job looks whether the machines have what the runs need (squeue --name=%s)", name)
         with _refused():
             handle = self._executor(name, time=min(PROBE_MIN, self.settings.slurm.time_min)).submit(probe)
