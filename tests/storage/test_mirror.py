@@ -4,6 +4,7 @@ import contextlib
 import functools
 import itertools
 import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from gemma_alignment.datasets.checkpoint_store import SUMS, CheckpointStore, dis
 from gemma_alignment.datasets.run_log import KINDS, RunLog
 from gemma_alignment.errors import UserError
 from gemma_alignment.schemas import TrainingState
+from gemma_alignment.storage import bucket as stores
 from gemma_alignment.storage import lease, names
 from gemma_alignment.storage.bucket import Bucket, Unreachable
 from gemma_alignment.storage.mirror import Mirror
@@ -96,6 +98,20 @@ def test_a_stray_key_that_is_no_name_of_a_file_here_is_passed_over(machine, monk
     there.pull()
     assert tree(there) == tree(here)
     assert not (there.folder.parent / "out").exists()
+
+
+@pytest.mark.parametrize("may_write", [True, False])
+def test_a_lease_has_the_time_of_this_machines_clock_for_who_only_looks(machine, monkeypatch, may_write):
+    real, ahead = stores._seconds, 1000.0
+    monkeypatch.setattr(stores, "_seconds", lambda when: real(when) + ahead)
+    here, there = machine("here"), machine("there")
+    here.bucket.write(f"{RUN}/lease.json", b"{}")
+    if not may_write:
+        monkeypatch.setattr(Bucket, "write", lambda *words: (_ for _ in ()).throw(Unreachable("no right")))
+    there.pull()
+    late = (there.folder / RUN / "lease.json").stat().st_mtime - time.time()
+    assert abs(late if may_write else late - ahead) < 30
+    assert set(here.bucket.listing()) == {f"{RUN}/lease.json"}
 
 
 def test_only_what_was_changed_is_sent_and_fetched(machine, monkeypatch):

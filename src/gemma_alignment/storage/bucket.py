@@ -48,6 +48,7 @@ class Bucket:
     address: str
     skew: float = 0.0
     """Seconds by which the store's clock is ahead of this machine's."""
+    _is_timed: bool = False
 
     def __post_init__(self) -> None:
         import fsspec
@@ -146,14 +147,27 @@ class Bucket:
         Raises:
             UserError: with what is missing.
         """
+        with self._probed() as (probe, content):
+            if self.read(probe) != content:
+                raise Unreachable(f"{self.address} does not give back what was just written to it; see its rules")
+            self.listing()
+
+    def learn_time(self) -> None:
+        """Learn what its clock says, unless that is known; for who may not write there, it is taken for this one's."""
+        if not self._is_timed:
+            with suppress(Unreachable), self._probed():
+                pass
+
+    @contextmanager
+    def _probed(self) -> Iterator[tuple[str, bytes]]:
+        """The name and content of an object that is there for as long as the block runs, and dated by the store."""
         probe, content = f"{PROBE}{uuid.uuid4().hex}", json.dumps({"checked": time.time()}).encode()
         before = time.time()
         self.write(probe, content)
         try:
-            if self.read(probe) != content:
-                raise Unreachable(f"{self.address} does not give back what was just written to it; see its rules")
             self.skew = (self.written(probe) or before) - before
-            self.listing()
+            self._is_timed = True
+            yield probe, content
         finally:
             self.remove([probe])
 

@@ -223,6 +223,7 @@ class Mirror:
         """Who works on what, so that it can be told from who has been lost."""
         for name, one in leases.items():
             if name not in known or known[name].version != one.version:
+                self.bucket.learn_time()
                 self._fetch(name, one)
         over = [name for name in known if name.endswith(f"/{LEASE}") and name not in leases]
         for name in over:
