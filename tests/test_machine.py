@@ -88,7 +88,7 @@ def test_storage_without_rights_is_refused(premises):
     outcome = nowhere()
     assert outcome.code == 1
     assert outcome.word.startswith(f"{HOST}: the data folder cannot be written (")
-    assert outcome.word.endswith("give the user of the runs the right to")
+    assert outcome.word.endswith("give the user of the runs the right to write there")
 
 
 def test_storage_that_passes_no_locks_on_is_refused(tmp_path):

@@ -26,7 +26,7 @@ LOOK = 0.1
 """Seconds between two looks for it."""
 
 SAME_PATH = "it under the same path"
-RIGHTS = "give the user of the runs the right to"
+RIGHTS = "give the user of the runs the right to write there"
 
 
 class Outcome(NamedTuple):
