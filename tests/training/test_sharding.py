@@ -2,6 +2,7 @@
 
 import gc
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -176,6 +177,16 @@ def alive() -> int:
     return sum({one.untyped_storage()._cdata: one.untyped_storage().nbytes() for one in tensors}.values())
 
 
+def settled() -> int:
+    """The least of some looks: gloo's threads may hold what they gathered for a moment longer than a pass."""
+
+    def later() -> int:
+        time.sleep(0.2)
+        return alive()
+
+    return min(later() for _ in range(10))
+
+
 def measure(rank: int, count: int, folder: Path) -> None:
     """Bytes of a base, of this process's share after a pass, and how many layers are whole while one computes."""
     nothing = alive()
@@ -190,7 +201,7 @@ def measure(rank: int, count: int, folder: Path) -> None:
         base(input_ids=torch.tensor([[5, 6, 7]]))
     assert seen == [1] * 6
     assert isinstance(base.get_input_embeddings().weight, DTensor)
-    (folder / f"{rank}.json").write_text(json.dumps([entire, alive() - nothing]))
+    (folder / f"{rank}.json").write_text(json.dumps([entire, settled() - nothing]))
 
 
 @pytest.mark.parametrize("count", [2, 3])
