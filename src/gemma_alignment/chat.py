@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from gemma_alignment.config import build
 from gemma_alignment.errors import UserError
+from gemma_alignment.fingerprints import RECORD
 from gemma_alignment.modeling.protocols import Role
 from gemma_alignment.parameters.rollout import RolloutParameters
 from gemma_alignment.stages import ARMS, Stage, unknown_method
@@ -39,7 +40,7 @@ class Trained:
             raise UserError(unknown_method(method) or f"method {method}: give the variant as --params variant=NAME")
         stage = Stage.of(method, parameters)
         root = folder_under(project, parameters["data_root"])
-        models, record = root / MODELS, root / OUTPUT / stage.folder / "run.json"
+        models, record = root / MODELS, root / OUTPUT / stage.folder / RECORD
         if is_bucket(address := str(parameters["data_root"])):
             Mirror(address, root).pull(lambda name: name.startswith(f"{MODELS}/") or root / name == record)
         found = cls(stage.run_name, method, models, models / stage.folder / "policy", record)

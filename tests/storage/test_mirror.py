@@ -52,14 +52,6 @@ def push(one, **how):
     one.push(one.groups(), **how)
 
 
-def test_the_names_of_mirror_and_store_are_the_same():
-    from gemma_alignment.datasets import checkpoint_store
-    from gemma_alignment.fingerprints import RECORD
-
-    assert f"/{checkpoint_store.CHECKPOINTS}/" == names.CHECKPOINTS
-    assert (checkpoint_store.SUMS, RECORD) == (names.SUMS, names.RECORD)
-
-
 def test_files_belong_to_a_run_or_stand_alone():
     assert group_of(f"{RUN}/checkpoints/iteration=000001/state.json") == RUN
     assert group_of("06_models/grpo@k8/seed=1/policy/a") == "06_models/grpo@k8/seed=1"

@@ -17,17 +17,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from gemma_alignment.datasets.checkpoint_store import CHECKPOINTS, SUMS
 from gemma_alignment.errors import UserError
 from gemma_alignment.storage.address import working_folder
 from gemma_alignment.storage.bucket import Bucket, Object
 from gemma_alignment.storage.known import Files, Known, missing
 from gemma_alignment.storage.lease import LEASE
 from gemma_alignment.storage.names import (
-    CHECKPOINTS,
     LINES,
     LOG,
     PAID,
-    SUMS,
     Wanted,
     everything,
     group_of,
@@ -188,7 +187,7 @@ class Mirror:
     def _is_given_up(path: Path) -> bool:
         """Whether it is of a checkpoint that is not here any more because a later one is."""
         store = path.parent.parent
-        if store.name != CHECKPOINTS.strip("/") or (path.name != SUMS and path.with_name(SUMS).exists()):
+        if store.name != CHECKPOINTS or (path.name != SUMS and path.with_name(SUMS).exists()):
             return False
         return any(one.parent.name > path.parent.name for one in store.glob(f"iteration=*/{SUMS}"))
 

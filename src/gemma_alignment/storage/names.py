@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 
+from gemma_alignment.datasets.checkpoint_store import CHECKPOINTS, SUMS
+from gemma_alignment.fingerprints import RECORD
 from gemma_alignment.storage.lease import LEASE
 
-CHECKPOINTS, SUMS, RECORD = "/checkpoints/", "SHA256SUMS", "run.json"
 LOG = ".log"
 LINES = (".jsonl", LOG)
 """Files that grow while a run runs."""
@@ -39,7 +40,7 @@ def everything(name: str) -> bool:
 
 def but_checkpoints(name: str) -> bool:
     """All but the contents of checkpoints, of which it is only known that they are there."""
-    return CHECKPOINTS not in name or name.endswith(f"/{SUMS}")
+    return f"/{CHECKPOINTS}/" not in name or name.endswith(f"/{SUMS}")
 
 
 def small(name: str) -> bool:
@@ -51,6 +52,6 @@ def rank(name: str) -> tuple[int, str]:
     """When a file may arrive: what others count on comes before them."""
     if name.endswith(f"/{RECORD}"):
         return 3, name
-    if CHECKPOINTS in name:
+    if f"/{CHECKPOINTS}/" in name:
         return (2 if name.endswith(f"/{SUMS}") else 1), name
     return 0, name
