@@ -1,54 +1,28 @@
 """Several processes that train one policy: the gradients, responses and history of one, and the same weights in all."""
 
-import json
 import math
-import multiprocessing
-import socket
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import pytest
 import torch
+from processes import leave, metrics, read, together
 from test_policy_optimization import adapters, run
-from torch import distributed
 from toy import PROMPTS, chat
 
 from gemma_alignment.errors import UserError
 from gemma_alignment.modeling import ranks
-from gemma_alignment.schemas import TrainingState
 from gemma_alignment.training import policy_optimization
 from gemma_alignment.training.policy_evaluation import HeldOut
 
 EXACT = ("rollout/response_length", "rollout/eos_rate", "budget/tokens_generated", "budget/responses", "policy/kl_coef")
-FORK = multiprocessing.get_context("fork")
 
 
-def one_of_several(rank: int, count: int, port: int, method: str, folder: Path, start: dict[str, Any] | None) -> None:
-    """Train the toy policy; leaves what the first process found, and of every process the weights at the end."""
-    torch.set_num_threads(1)
-    if count > 1:
-        distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=count)
-    gradients: list[dict[str, torch.Tensor]] = []
-    step = policy_optimization.clipped
-
-    def clipped(parameters: Any, *words: Any) -> float:
-        gradients.append({name: parameter.grad.clone() for name, parameter in parameters.items()})
-        return step(parameters, *words)
-
-    policy_optimization.clipped = clipped  # type: ignore[assignment]
-    if start is not None and rank > 0:
-        start["numbers"]["budget"]["flops"] = 0.0  # as another process hears it
-    records = list(policy_optimization.optimize(toy := with_held_out(method), start and TrainingState(**start)))
-    torch.save(adapters(toy.model), folder / f"weights-{rank}.pt")
-    if rank == 0:
-        (folder / "metrics.json").write_text(json.dumps([record.metrics for record in records]))
-        torch.save(gradients[0], folder / "gradients.pt")
-        torch.save([vars(record.state) for record in records], folder / "states.pt")
-    if count > 1:
-        distributed.destroy_process_group()
+def one_of_several(rank: int, count: int, folder: Path, method: str, start: dict[str, Any] | None = None) -> None:
+    toy = with_held_out(method)
+    leave(rank, folder, toy, lambda: adapters(toy.model), start)
 
 
 def with_held_out(method: str) -> policy_optimization.Run:
@@ -59,36 +33,10 @@ def with_held_out(method: str) -> policy_optimization.Run:
     return replace(one, held_out=HeldOut(texts, chosen))
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-def trained(method: str, count: int, start: dict[str, Any] | None = None) -> Path:
+@cache
+def from_the_start(method: str, count: int) -> Path:
     """The folder that so many processes leave."""
-    folder, port = Path(mkdtemp(prefix="ranks-")), free_port()
-    workers = [
-        FORK.Process(target=one_of_several, args=(rank, count, port, method, folder, start), daemon=True)
-        for rank in range(count)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(240)
-    assert [worker.exitcode for worker in workers] == [0] * count
-    return folder
-
-
-from_the_start = cache(trained)
-
-
-def read(folder: Path, name: str) -> Any:
-    return torch.load(folder / name, weights_only=True)
-
-
-def metrics(folder: Path) -> list[dict[str, float]]:
-    return json.loads((folder / "metrics.json").read_text())
+    return together(count, one_of_several, method)
 
 
 def assert_like(found: list[dict[str, float]], wanted: list[dict[str, float]]) -> None:
@@ -128,14 +76,14 @@ def test_a_checkpoint_is_gone_on_from_by_another_number_of_processes(before: int
     state = read(from_the_start("grpo", before), "states.pt")[1]
     assert state["iteration"] == 1
     wanted = metrics(from_the_start("grpo", 1))
-    went_on = metrics(trained("grpo", after, state))
+    went_on = metrics(together(after, one_of_several, "grpo", state))
     assert_like(went_on, wanted[2:])
     flops = went_on[-1]["budget/flops"] / wanted[-1]["budget/flops"]
     assert 0.9 < flops < 1.5
 
 
 def test_as_many_processes_leave_the_same_bytes() -> None:
-    first, again = from_the_start("grpo", 2), trained("grpo", 2)
+    first, again = from_the_start("grpo", 2), together(2, one_of_several, "grpo")
     assert (first / "metrics.json").read_bytes() == (again / "metrics.json").read_bytes()
 
 

@@ -3,20 +3,19 @@
 import gc
 import json
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from tempfile import mkdtemp
 from types import SimpleNamespace
 from typing import Any
 
+import processes
 import pytest
 import torch
 import torch.distributed.fsdp  # once, and not in every process that is forked
 from modeling.test_packing import BASES, batch
-from test_ranks import FORK, assert_like, free_port, metrics, read, with_held_out
-from torch import distributed
+from processes import leave, metrics, read
+from test_ranks import assert_like, with_held_out
 from torch.distributed.tensor import DTensor
 from toy import LORA, PROMPTS, SHAPE, chat, disturb, settings, shared
 
@@ -27,37 +26,10 @@ from gemma_alignment.modeling.sequences import Sequences, pad
 from gemma_alignment.modeling.sharding import share_out
 from gemma_alignment.modeling.tiny import tiny_gemma
 from gemma_alignment.rollout.sampling import sample
-from gemma_alignment.schemas import TrainingState
-from gemma_alignment.training import policy_optimization
 
 CPU = torch.device("cpu")
+together = partial(processes.together, patience=120.0)
 ROLES = {"grpo": ("policy", "reward"), "ppo": ("policy", "reward", "critic")}
-
-
-def together(count: int, work: Callable[..., Any], *words: Any) -> Path:
-    """The folder in which so many processes leave what they do."""
-    folder, port = Path(mkdtemp(prefix="sharding-")), free_port()
-    workers = [
-        FORK.Process(target=_one, args=(rank, count, port, work, folder, *words), daemon=True) for rank in range(count)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-    codes = [worker.exitcode for worker in workers]
-    for worker in workers:
-        worker.kill()
-    assert codes == [0] * count  # None: it still waits
-    return folder
-
-
-def _one(rank: int, count: int, port: int, work: Callable[..., Any], folder: Path, *words: Any) -> None:
-    torch.set_num_threads(1)
-    if count > 1:
-        distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=count)
-    work(rank, count, folder, *words)
-    if count > 1:
-        distributed.destroy_process_group()
 
 
 def plain(**changes: Any) -> Any:
@@ -75,26 +47,11 @@ def shares_of(base: Any, count: int) -> Any:
 
 def train(rank: int, count: int, folder: Path, method: str, start: dict[str, Any] | None = None) -> None:
     """The toy run of the tests of data parallelism, on a base in shares."""
-    gradients: list[dict[str, torch.Tensor]] = []
-    step = policy_optimization.clipped
-
-    def clipped(parameters: Any, *words: Any) -> float:
-        gradients.append({name: parameter.grad.clone() for name, parameter in parameters.items()})
-        return step(parameters, *words)
-
-    policy_optimization.clipped = clipped  # type: ignore[assignment]
-    if start is not None and rank > 0:
-        start["numbers"]["budget"]["flops"] = 0.0
     model = shared(ROLES[method], base=shares_of(plain(), count))
     disturb(model, "reward")
     toy = replace(with_held_out(method), model=model, rollout=settings(weights="adapter"))
-    records = list(policy_optimization.optimize(toy, start and TrainingState(**start)))
     own = {f"{role}.{name}": p for role in ROLES[method] for name, p in model.named_parameters_of(role).items()}
-    torch.save({name: p.detach() for name, p in own.items()}, folder / f"weights-{rank}.pt")
-    if rank == 0:
-        (folder / "metrics.json").write_text(json.dumps([record.metrics for record in records]))
-        torch.save(gradients[0], folder / "gradients.pt")
-        torch.save([vars(record.state) for record in records], folder / "states.pt")
+    leave(rank, folder, toy, lambda: {name: p.detach() for name, p in own.items()}, start)
 
 
 @cache
