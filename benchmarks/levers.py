@@ -17,6 +17,8 @@ from machine import described
 from switches import FUNCTIONS, SETTINGS
 from versus import HERE, ROOT, Worker, spread
 
+from gemma_alignment.study.processes import KEEP_MEMORY
+
 RESULTS = HERE / "results" / "levers.json"
 
 
@@ -36,7 +38,7 @@ def main() -> None:
     }  # fmt: skip
     workers = {
         name: Worker(sys.executable, "ours.py", {"job": "grpo", "model": model, "off": off, "set": changed},
-                     asked.folder / f"lever-{number}.log")
+                     asked.folder / f"lever-{number}.log", KEEP_MEMORY)
         for number, (name, (off, changed)) in enumerate(jobs.items())
     }  # fmt: skip
     rounds = []

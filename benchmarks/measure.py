@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -29,6 +29,7 @@ from gemma_alignment.modeling.copies import SeparateCopies
 from gemma_alignment.modeling.embedding import shrink_embedding
 from gemma_alignment.modeling.loading import load_base
 from gemma_alignment.modeling.memory import Holding, Shape, Work
+from gemma_alignment.modeling.optimizers import Kind
 from gemma_alignment.modeling.roles import SharedBase
 from gemma_alignment.rollout.experience import in_parts, role_logprobs
 from gemma_alignment.rollout.sampling import sample
@@ -124,7 +125,7 @@ def opened(shape: Shape, hold: Holding, critic: bool, device: torch.device, kept
         base = random_base(shape, hold, device, kept)
         if hold.embedding == "int8":
             shrink_embedding(base)
-        return SharedBase(base, lora, 0, hold.checkpointing, hold.optimizer)
+        return SharedBase(base, lora, 0, hold.checkpointing, cast(Kind, hold.optimizer))
 
     model = SeparateCopies(make) if hold.sharing == "separate_copies" else make()
     for role in ("policy", "reward", *(("critic",) if critic else ())):

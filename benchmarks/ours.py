@@ -95,8 +95,8 @@ def work(asked: dict[str, Any]) -> tuple[Iterator[Any], Any]:
     model, chat = open_base(folder, tree["modeling"], torch.device("cpu"), 0)
     if asked["job"] == "sft":
         model.add("policy")
-        settings = build(p.SFTParameters, tree["sft"], "sft")
-        return train_supervised(model, [(r["prompt_ids"], r["chosen"]) for r in data], settings, chat.pad_id, 1), model
+        sft = build(p.SFTParameters, tree["sft"], "sft")
+        return train_supervised(model, [(r["prompt_ids"], r["chosen"]) for r in data], sft, chat.pad_id, 1), model
     if asked["job"] == "reward_model":
         model.add("reward")
         settings = build(p.RewardModelParameters, tree["reward_model"], "reward_model")

@@ -13,8 +13,14 @@ SETTINGS: dict[str, dict[str, Any]] = {"merged weights": {"rollout.weights": "ad
 """By the lever: parameters that switch it off."""
 
 
+def _replace(module: Any, name: str, other: Any) -> None:
+    """Let a module call something else; a name that it does not have any more is an error, or nothing is switched."""
+    getattr(module, name)
+    setattr(module, name, other)
+
+
 def _every_row_to_the_end(_: Any) -> None:
-    sampling.COMPACT_BELOW = 0.0
+    _replace(sampling, "COMPACT_BELOW", 0.0)
 
 
 def _prompt_once_a_response(_: Any) -> None:
@@ -23,7 +29,7 @@ def _prompt_once_a_response(_: Any) -> None:
     def repeated(model: Any, prompts: Sequence[Any], group_size: int, **how: Any) -> Any:
         return one(model, [prompt for prompt in prompts for _ in range(group_size)], 1, **how)
 
-    experience.sample = repeated
+    _replace(experience, "sample", repeated)
 
 
 def _padded(run: Any) -> None:
@@ -37,13 +43,13 @@ def _recomputed(run: Any) -> None:
 def _by_the_models_own_modules(_: Any) -> None:
     from gemma_alignment.modeling.decoding import ModulesCached
 
-    sampling.cached = ModulesCached
+    _replace(sampling, "cached", ModulesCached)
 
 
 def _states_by_the_models_own_modules(_: Any) -> None:
     from gemma_alignment.modeling import states
 
-    states.is_plain = lambda model: False
+    _replace(states, "is_plain", lambda model: False)
 
 
 FUNCTIONS: dict[str, Callable[[Any], None]] = {

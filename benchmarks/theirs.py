@@ -33,7 +33,7 @@ RESPONSES, TOKENS, RANK = 96, 48, 16
 ENDING = "<end_of_turn>"
 
 
-class Held(TrainerCallback):  # type: ignore[misc]
+class Held(TrainerCallback):
     """Stops the trainer after every lap until the next is asked for."""
 
     def __init__(self, laps: Laps, steps: int) -> None:

@@ -14,6 +14,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ UNSHOWN = ("ours", "theirs", "machine", "versions")
 class Worker:
     """A process that does laps when asked."""
 
-    def __init__(self, python: str, script: str, asked: dict[str, Any], log: Path, more: dict[str, str]) -> None:
+    def __init__(self, python: str, script: str, asked: dict[str, Any], log: Path, more: Mapping[str, str]) -> None:
         environment = {
             **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(log.parent / "hf"),
             "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore", **more,

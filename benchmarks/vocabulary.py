@@ -33,7 +33,7 @@ def child(way: str, length: int) -> float:
     model = opened(Shape(256_000, 64, 2, 4, 1, 16, 256), hold, False, torch.device("cpu"))
     model.packing.agrees = True
     if way == "naive":
-        roles.positions_at_a_time = lambda vocabulary: 10**9
+        vars(roles)["positions_at_a_time"] = lambda vocabulary: 10**9
     optimizer = model.adam("policy", 1e-5)
     chance = torch.Generator().manual_seed(0)
     ids = torch.randint(3, 256_000, (MICROBATCHES, ROWS, PROMPT + length), generator=chance).tolist()
