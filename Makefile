@@ -44,7 +44,7 @@ slow: .venv/.test .venv/.viz  ## the tests that take minutes each and are in no 
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: .venv/.test  ## style, types, who may import whom, known vulnerabilities (AUDIT=0: those not looked up)
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff check src tests benchmarks docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@$(if $(filter 0,$(AUDIT)),echo "known vulnerabilities: not looked up",$(MAKE) --no-print-directory audit)
