@@ -8,12 +8,12 @@ from typing import Any, Self
 
 from gemma_alignment.config import build
 from gemma_alignment.errors import UserError
-from gemma_alignment.fingerprints import RECORD
 from gemma_alignment.modeling.protocols import Role
 from gemma_alignment.parameters.rollout import RolloutParameters
 from gemma_alignment.stages import ARMS, Stage, unknown_method
 from gemma_alignment.storage.address import folder_under, is_bucket
 from gemma_alignment.storage.mirror import Mirror
+from gemma_alignment.storage.names import RECORD
 
 MODELS, OUTPUT = "06_models", "07_model_output"
 

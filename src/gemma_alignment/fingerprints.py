@@ -21,12 +21,12 @@ from gemma_alignment.errors import UserError
 from gemma_alignment.liveness import birth, is_held, runs
 from gemma_alignment.redaction import scrubbed
 from gemma_alignment.storage.lease import LEASE, STALE
+from gemma_alignment.storage.names import RECORD
 
 Status = Literal["running", "finished", "partial", "failed", "killed"]
 INTERRUPTED = ("running", "failed", "killed")
 STANDING = ("finished", "partial")
 """Ends of which something stands that was made as the record says: all that the stage leaves, or a part."""
-RECORD = "run.json"
 CHUNK = 1 << 20
 BASE_PATH = re.compile(rb'("base_model_name_or_path":\s*)"(?:[^"\\]|\\.)*"')
 QUIET = 3600.0

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gemma_alignment.datasets import run_log
-from gemma_alignment.datasets.checkpoint_store import SUMS, CheckpointStore, discard, saved
+from gemma_alignment.datasets.checkpoint_store import CheckpointStore, discard, saved
 from gemma_alignment.datasets.run_log import KINDS, RunLog
 from gemma_alignment.errors import UserError
 from gemma_alignment.schemas import TrainingState
@@ -20,7 +20,7 @@ from gemma_alignment.storage import bucket as stores
 from gemma_alignment.storage import lease, names
 from gemma_alignment.storage.bucket import Bucket, Unreachable
 from gemma_alignment.storage.mirror import Mirror
-from gemma_alignment.storage.names import but_checkpoints, group_of, small
+from gemma_alignment.storage.names import SUMS, but_checkpoints, group_of, small
 from gemma_alignment.training.checkpoints import Checkpoint
 
 RUN = "07_model_output/grpo/seed=1"

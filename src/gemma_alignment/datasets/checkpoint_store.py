@@ -13,16 +13,13 @@ from kedro.io import AbstractDataset, DatasetError
 
 from gemma_alignment.datasets.atomic import beside, discard, remove
 from gemma_alignment.errors import UserError
+from gemma_alignment.storage.names import SUMS
 
 if TYPE_CHECKING:
     from gemma_alignment.training.checkpoints import Checkpoint
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS = "checkpoints"
-"""Name of their folder in a run directory."""
-SUMS = "SHA256SUMS"
-"""``sha256sum --check SHA256SUMS`` verifies a checkpoint by hand."""
 STATE = "state.json"
 TENSORS = ".safetensors"
 _NAME = re.compile(r"iteration=(\d+)")

@@ -8,9 +8,9 @@ from kedro.io import AbstractDataset, MemoryDataset
 from kedro.pipeline import Pipeline
 
 from gemma_alignment.errors import UserError
-from gemma_alignment.fingerprints import RECORD
 from gemma_alignment.hooks.checks import free_inputs, path_of
 from gemma_alignment.stages import STAGES
+from gemma_alignment.storage.names import RECORD
 
 
 def check_inputs(pipeline: Pipeline, catalog: Any, pipelines: Mapping[str, Pipeline], options: str) -> None:

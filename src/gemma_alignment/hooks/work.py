@@ -11,7 +11,7 @@ from kedro.io import MemoryDataset
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
-from gemma_alignment.datasets.checkpoint_store import CHECKPOINTS, put_back, saved, set_aside
+from gemma_alignment.datasets.checkpoint_store import put_back, saved, set_aside
 from gemma_alignment.errors import UserError
 from gemma_alignment.fingerprints import (
     STANDING,
@@ -34,6 +34,7 @@ from gemma_alignment.hooks.values import read_by
 from gemma_alignment.liveness import hold
 from gemma_alignment.stages import CLOSING, PREPARATION, STAGES, Stage
 from gemma_alignment.storage.address import folder_under
+from gemma_alignment.storage.names import CHECKPOINTS
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from kedro.pipeline import Pipeline
 
 from gemma_alignment.datasets.judge import JudgeDataset
 from gemma_alignment.errors import UserError
-from gemma_alignment.fingerprints import RECORD, Record, now
+from gemma_alignment.fingerprints import Record, now
 from gemma_alignment.hooks.checks import free_inputs, path_of
 from gemma_alignment.hooks.provenance import command
 from gemma_alignment.hooks.work import in_session
@@ -19,7 +19,7 @@ from gemma_alignment.storage.address import is_bucket
 from gemma_alignment.storage.bucket import Unreachable
 from gemma_alignment.storage.lease import LEASE, Lease, Lost, Pulse, owner
 from gemma_alignment.storage.mirror import Mirror
-from gemma_alignment.storage.names import LOG, group_of
+from gemma_alignment.storage.names import LOG, RECORD, group_of
 
 logger = logging.getLogger(__name__)
 

@@ -17,16 +17,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from gemma_alignment.datasets.checkpoint_store import CHECKPOINTS, SUMS
 from gemma_alignment.errors import UserError
 from gemma_alignment.storage.address import working_folder
 from gemma_alignment.storage.bucket import Bucket, Object
 from gemma_alignment.storage.known import Files, Known, missing
 from gemma_alignment.storage.lease import LEASE
 from gemma_alignment.storage.names import (
+    CHECKPOINTS,
     LINES,
     LOG,
     PAID,
+    SUMS,
     Wanted,
     everything,
     group_of,

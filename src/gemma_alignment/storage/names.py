@@ -2,10 +2,14 @@
 
 from collections.abc import Callable
 
-from gemma_alignment.datasets.checkpoint_store import CHECKPOINTS, SUMS
-from gemma_alignment.fingerprints import RECORD
 from gemma_alignment.storage.lease import LEASE
 
+RECORD = "run.json"
+"""The record in a run's folder: what it was made from, and how it ended."""
+CHECKPOINTS = "checkpoints"
+"""Name of their folder in a run's folder."""
+SUMS = "SHA256SUMS"
+"""``sha256sum --check SHA256SUMS`` verifies a checkpoint by hand."""
 LOG = ".log"
 LINES = (".jsonl", LOG)
 """Files that grow while a run runs."""

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemma_alignment.errors import UserError
-from gemma_alignment.fingerprints import RECORD, Record
+from gemma_alignment.fingerprints import Record
 from gemma_alignment.storage.lease import BEAT, GIVEN_UP
 from gemma_alignment.storage.mirror import Mirror
-from gemma_alignment.storage.names import but_checkpoints, group_of
+from gemma_alignment.storage.names import RECORD, but_checkpoints, group_of
 from gemma_alignment.study.going_on import going_on
 from gemma_alignment.study.machine import RIGHTS, Outcome, Premises
 from gemma_alignment.study.orphans import settle

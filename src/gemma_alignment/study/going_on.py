@@ -3,8 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-from gemma_alignment.datasets.checkpoint_store import CHECKPOINTS, saved
+from gemma_alignment.datasets.checkpoint_store import saved
 from gemma_alignment.fingerprints import INTERRUPTED, Record
+from gemma_alignment.storage.names import CHECKPOINTS
 from gemma_alignment.study.plan import Run
 
 

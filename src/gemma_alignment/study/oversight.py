@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemma_alignment.errors import UserError
-from gemma_alignment.fingerprints import RECORD, Record, now
+from gemma_alignment.fingerprints import Record, now
 from gemma_alignment.hooks.provenance import command
 from gemma_alignment.storage.address import is_bucket
 from gemma_alignment.storage.bucket import Unreachable
 from gemma_alignment.storage.lease import Lease, Pulse, owner
 from gemma_alignment.storage.mirror import Mirror
-from gemma_alignment.storage.names import but_checkpoints, group_of, small
+from gemma_alignment.storage.names import RECORD, but_checkpoints, group_of, small
 from gemma_alignment.study.lock import LOCK, alone
 
 logger = logging.getLogger(__name__)

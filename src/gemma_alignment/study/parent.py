@@ -10,10 +10,11 @@ from typing import Any
 from gemma_alignment.datasets.metric_writer import synchronize
 from gemma_alignment.datasets.run_log import RunLog
 from gemma_alignment.errors import UserError, brief, let_through
-from gemma_alignment.fingerprints import RECORD, Record, Status
+from gemma_alignment.fingerprints import Record, Status
 from gemma_alignment.hooks.abandoned import MLFLOW_STATUS
 from gemma_alignment.hooks.provenance import command, git_commit
 from gemma_alignment.hooks.store import find_run
+from gemma_alignment.storage.names import RECORD
 from gemma_alignment.study.processes import Child
 from gemma_alignment.study.view import share
 
