@@ -118,8 +118,8 @@ def test_a_run_of_a_study_waits_for_a_server_that_is_away(project, monkeypatch, 
     monkeypatch.setattr(requests, "get", get)
     check_server("http://me:secret@server", 60.0)
     assert asked == ["http://me:secret@server/health"] * 4
-    assert [record.message for record in caplog.records if "waits 60 s for it" in record.message] == [
-        "The MLflow server http://***@server does not answer: the run waits 60 s for it"
+    assert [record.message for record in caplog.records if "it is waited for" in record.message] == [
+        "The MLflow server http://***@server does not answer: it is waited for, 60 s"
     ]
     asked.clear()
     with pytest.raises(UserError, match="does not answer"):

@@ -20,6 +20,7 @@ from contextlib import closing, contextmanager, suppress
 from types import SimpleNamespace
 
 import pytest
+import tracking_server
 from killing import at_call
 from ports import free_port
 from rich.console import Console
@@ -29,6 +30,7 @@ from gemma_alignment.datasets.checkpoint_store import CheckpointStore, saved
 from gemma_alignment.datasets.run_log import RunLog
 from gemma_alignment.errors import UserError
 from gemma_alignment.explain import explained
+from gemma_alignment.hooks.store import await_server
 from gemma_alignment.schemas import TrainingState, UpdateRecord
 from gemma_alignment.study import processes, warm
 from gemma_alignment.study.command import planned, start
@@ -147,6 +149,27 @@ def steps(project, folder, key="reward/score_mean"):
     counted = Counter(p.step for p in project.client.get_metric_history(project.record(folder).mlflow_run_id, key))
     assert set(counted.values()) <= {1}, counted
     return sorted(counted)
+
+
+def test_a_tracking_server_that_is_away_between_preparation_and_arms_is_waited_for(forked, tmp_path, monkeypatch):
+    """The study looks then at what is done, and the store is opened for it: not a run of it was lost, but all of it."""
+    returns = []
+
+    def outage(uri):
+        if not returns:
+            server.shoot()
+            returns.append(threading.Timer(3.0, server.start))
+            returns[0].start()
+        await_server(uri)
+
+    monkeypatch.setattr("gemma_alignment.study.execution.await_server", outage)
+    with tracking_server.serving(f"sqlite:///{forked.root / 'mlflow.db'}", tmp_path) as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        code, said = studied(forked)
+        returns[0].join()
+    assert code == 0, said
+    assert set(forked.states().values()) == {"FINISHED"}
+    assert steps(forked, ARM) == steps(forked, "ppo/seed=1") == [0, 1, 2, 3]
 
 
 def test_a_process_that_hangs_is_reported_and_ended_and_goes_on_later(forked, monkeypatch):

@@ -20,7 +20,7 @@ PORT = 5000
 ANSWER = 10.0
 """Seconds that a server has to answer before a run starts."""
 AWAY = 600.0
-"""Seconds for which a run of a study waits for a server that answered when the study began."""
+"""Seconds for which a study and its runs wait for a server that answered when the study began."""
 ASKED = 2.0
 """Seconds between two questions to it."""
 PARENT = "GEMMA_ALIGNMENT_PARENT_RUN"
@@ -67,9 +67,19 @@ def check_server(uri: str, patience: float = 0.0) -> None:
         else:
             return
         if not is_told:
-            logger.warning("The MLflow server %s does not answer: the run waits %.0f s for it", shown(uri), patience)
+            logger.warning("The MLflow server %s does not answer: it is waited for, %.0f s", shown(uri), patience)
         is_told = True
         time.sleep(ASKED)
+
+
+def await_server(uri: str) -> None:
+    """Wait for a server that was there when the study began; a store that is a file needs no waiting.
+
+    Raises:
+        UserError: when it stays away.
+    """
+    if uri.startswith(SERVERS):
+        check_server(uri, AWAY)
 
 
 def anchor(context: Any) -> None:

@@ -15,7 +15,7 @@ from gemma_alignment.errors import RunInterrupted
 from gemma_alignment.fingerprints import Record
 from gemma_alignment.hooks.feasible import check_device
 from gemma_alignment.hooks.given import JUDGE, check_judge
-from gemma_alignment.hooks.store import SCHEME, shown
+from gemma_alignment.hooks.store import SCHEME, await_server, shown
 from gemma_alignment.parameters.study import StudyParameters
 from gemma_alignment.stages import PREPARATION
 from gemma_alignment.storage.lease import STUDY
@@ -125,13 +125,13 @@ class _Study:
         if not any(arm.state in ("done", "reused") for arm in arms):
             return False
         nothing_new = self._resume and not self._labelled and all(child.reused for child in self.children)
-        reused = nothing_new and self._opened.is_closed(self._plan)
+        reused = nothing_new and self._is_done(self._plan.closing)
         closing = Child(self._going_on(self._plan.closing), output / "closing.log", reused=reused)
         return self._through([closing], 1) and all_well
 
     def _arm(self, run: Run) -> Child:
         """The process of an arm, which is not started where it has nothing to do: overwrite=true repeats it."""
-        reused = not self._opened.parameters["overwrite"] and self._opened.is_done(run)
+        reused = not self._opened.parameters["overwrite"] and self._is_done(run)
         if reused:
             self._labelled |= self._opened.label(run)
             for stage in run.stages:
@@ -139,6 +139,11 @@ class _Study:
                 self.parent.adopt(record.mlflow_run_id if record else None)
         log = run.stages[0].directory(self._opened.data_root) / "run.log"
         return Child(self._going_on(run), log, reused=reused)
+
+    def _is_done(self, run: Run) -> bool:
+        """Whether it need not be started; looking opens MLflow's store, so a server that is away is waited for."""
+        await_server(self.parent.tracking_uri)
+        return self._opened.is_done(run)
 
     def _going_on(self, run: Run) -> Run:
         return self._opened.going_on(run) if self._resume else run

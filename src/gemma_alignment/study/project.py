@@ -134,12 +134,8 @@ class Opened:
         for arm in arms:
             self.check(arm, stale)
         preparation = [self.going_on(Run(stale, plan.params, plan.env))] if stale else []
-        is_over = not stale and not arms and self.is_closed(plan)
+        is_over = not stale and not arms and self.is_done(plan.closing)
         return [*preparation, *arms, *([] if is_over else [self.going_on(plan.closing)])]
-
-    def is_closed(self, plan: Plan) -> bool:
-        """Whether evaluation and report are done, of the runs as they stand there now; no clock is asked."""
-        return self.is_done(plan.closing)
 
     def records(self, runs: Iterable[Run]) -> list[Record]:
         """What the stages of ``runs`` say of themselves, those that began."""
