@@ -1,18 +1,22 @@
 """What must never be: a secret in a file, code in data, a path that climbs out, a port that the world sees."""
 
 import ast
+import io
 import logging
 import re
 from pathlib import Path
 
+import click
 import pytest
 import yaml
+from click.testing import CliRunner
 from kedro.framework.project import pipelines
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from kedro.runner import SequentialRunner
 from planted import holding
 
+from gemma_alignment import cli
 from gemma_alignment.config import ConfigError, build
 from gemma_alignment.datasets.model_directory import ModelDirectoryDataset
 from gemma_alignment.hooks.checks import check_parameters, configured_parameters
@@ -20,6 +24,9 @@ from gemma_alignment.hooks.store import shown
 from gemma_alignment.parameters.places import check_inside, check_pinned
 from gemma_alignment.parameters.training import ModelingParameters
 from gemma_alignment.redaction import Scrubber, scrub_error, scrubbed
+from gemma_alignment.study.parent import ParentRun
+from gemma_alignment.study.plan import Plan
+from gemma_alignment.study.project import Opened
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
@@ -128,6 +135,52 @@ def test_addresses_are_shown_without_their_password(planted):
     assert shown("https://me:planted-in-address-77@host:5000/x") == "https://***@host:5000/x"
     assert shown("sqlite:////a@b/mlflow.db") == "sqlite:////a@b/mlflow.db"
     assert scrubbed("host planted-in-address-77") == "host ***"
+
+
+@pytest.mark.parametrize("password", ["pw1", "hunter2", "p@ss:word", "much-longer-than-eight", "p%2Fw"])
+def test_a_password_in_an_address_is_one_however_short(password):
+    said = f"API request to http://ann:{password}@127.0.0.1:9/api, and to (postgresql+psycopg2://ann:{password}@db/x)"
+    assert scrubbed(said) == "API request to http://ann:***@127.0.0.1:9/api, and to (postgresql+psycopg2://ann:***@db/x)"
+
+
+def test_other_addresses_stay_as_they_are():
+    said = "http://127.0.0.1:5000/a@b, s3://bucket/x:y@z and http://h:80?q=a@b from <file:///a:b@c>"
+    assert scrubbed(said) == said
+
+
+def test_a_study_tells_nobody_the_password_of_a_server_that_went_away(caplog):
+    """Its own warning, whoever writes that down."""
+    parent = object.__new__(ParentRun)
+    parent._warned = False
+    with parent._patient():
+        raise ConnectionError("API request to http://ann:hunter2@127.0.0.1:9/api/2.0/mlflow failed")
+    assert "MLflow does not answer (ConnectionError: API request to http://ann:***@127.0.0.1:9/" in caplog.text
+
+
+@pytest.fixture
+def library():
+    """The logger of a library that writes by itself, as MLflow's does, and what it wrote."""
+    logger, written = logging.getLogger("any.library"), io.StringIO()
+    logger.propagate = False
+    logger.addHandler(handler := logging.StreamHandler(written))
+    yield logger, written
+    logger.removeHandler(handler)
+
+
+def test_the_logs_of_libraries_tell_no_secret_to_whoever_types_a_command(planted, library, monkeypatch, tmp_path):
+    def asked(*words, **more):
+        library[0].warning("Retrying with %s", SECRETS["HF_TOKEN"])
+        raise click.Abort
+
+    monkeypatch.setattr("gemma_alignment.study.command.planned", asked)
+    CliRunner().invoke(cli.study, ["--dry-run"])
+    assert library[1].getvalue() == "Retrying with ***\n"
+
+
+def test_a_library_that_came_with_the_store_tells_a_study_no_secret(planted, library, project):
+    Opened.open(project.root, Plan(("grpo",), (1,), {}, "test"))
+    library[0].warning("Retrying with %s", SECRETS["HF_TOKEN"])
+    assert library[1].getvalue() == "Retrying with ***\n"
 
 
 def names_in(path):

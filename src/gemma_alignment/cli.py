@@ -14,7 +14,7 @@ from kedro.framework.cli.utils import CONTEXT_SETTINGS, _split_params, env_optio
 
 from gemma_alignment.errors import NothingToDo, RunInterrupted, UserError, brief, chain
 from gemma_alignment.parameters.cluster import ENGINES
-from gemma_alignment.redaction import scrubbed
+from gemma_alignment.redaction import scrubbed, watch_logs
 
 ERRORS = "errors.log"
 """Where the tracebacks of errors that nobody foresaw go, in the folder where the command was typed."""
@@ -28,10 +28,11 @@ def cli() -> None:
 
 
 def readable(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Let errors that the user can mend end as one message and exit status 1, without a traceback."""
+    """Let errors that the user can mend end as one message and exit status 1, without a traceback or a secret."""
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        watch_logs()
         try:
             return function(*args, **kwargs)
         except Exception as error:

@@ -13,6 +13,8 @@ from gemma_alignment.errors import chain
 NAMES = re.compile(r"(KEY(_ID)?|TOKEN|PASSWORD|PASSWD|SECRET)S?$")
 SHORTEST = 8
 """Shorter values are words that stand in many places."""
+IN_ADDRESS = re.compile(r"""(://[^\s/?#@:"'<>]*:)[^\s/?#"'<>]+@""")
+"""A password in an address, of whatever length: where it stands tells what it is."""
 HIDDEN = "***"
 
 _configured: set[str] = set()
@@ -44,7 +46,7 @@ def scrubbed(text: str) -> str:
     """The text with every secret replaced by stars."""
     for secret in secrets():
         text = text.replace(secret, HIDDEN)
-    return text
+    return IN_ADDRESS.sub(rf"\g<1>{HIDDEN}@", text)
 
 
 def scrub_error(error: BaseException) -> None:
@@ -93,7 +95,8 @@ class Scrubber(logging.Filter):
 
 
 def watch_logs() -> None:
-    """Let every handler that is set up by now scrub what it writes."""
-    for handler in logging.getLogger().handlers:
+    """Let every handler that is set up by now scrub what it writes; MLflow and others have some of their own."""
+    others = [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
+    for handler in (handler for one in (logging.root, *others) for handler in one.handlers):
         if not any(isinstance(one, Scrubber) for one in handler.filters):
             handler.addFilter(Scrubber())

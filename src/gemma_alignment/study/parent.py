@@ -14,6 +14,7 @@ from gemma_alignment.fingerprints import Record, Status
 from gemma_alignment.hooks.abandoned import MLFLOW_STATUS
 from gemma_alignment.hooks.provenance import command, git_commit
 from gemma_alignment.hooks.store import find_run
+from gemma_alignment.redaction import scrubbed
 from gemma_alignment.storage.names import RECORD
 from gemma_alignment.study.processes import Child
 from gemma_alignment.study.view import share
@@ -166,7 +167,7 @@ class ParentRun:
             if not self._warned:
                 logger.warning(
                     "MLflow does not answer (%s); the study goes on, its files hold every number, and the same "
-                    "command with --resume brings them to MLflow", brief(error),
+                    "command with --resume brings them to MLflow", scrubbed(brief(error)),
                 )  # fmt: skip
             self._warned = True
 

@@ -12,6 +12,7 @@ from gemma_alignment.fingerprints import Record
 from gemma_alignment.hooks.checks import check_parameters, configured_parameters
 from gemma_alignment.hooks.options import Options
 from gemma_alignment.hooks.work import works
+from gemma_alignment.redaction import watch_logs
 from gemma_alignment.stages import PREPARATION, kinds_of
 from gemma_alignment.storage.address import folder_under
 from gemma_alignment.study.going_on import going_on
@@ -57,6 +58,7 @@ class Opened:
             project, env=plan.env, runtime_params=nested(plan.params), save_on_close=False
         ) as session:
             context: Any = session.load_context()  # type: ignore[attr-defined]
+            watch_logs()  # of the libraries that came with it
             parameters = context.params
             name = context.mlflow.tracking.experiment.name
             experiment = mlflow.set_experiment(name)
