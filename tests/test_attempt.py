@@ -19,7 +19,7 @@ from gemma_alignment.study.lock import alone
 from gemma_alignment.study.machine import Outcome, Premises
 from gemma_alignment.study.plan import Run
 from gemma_alignment.study.processes import Child
-from gemma_alignment.study.remote import attempt_of, is_of
+from gemma_alignment.study.remote import attempt_of
 from gemma_alignment.study.tether import PARENT
 
 GONE = 2**22 + 1
@@ -40,10 +40,11 @@ def handed_over(tmp_path):
 
 
 def write(attempt, stage, status, **facts):
-    """A record as the stage would leave it, of a process of another machine."""
+    """A record as the stage would leave it, of a process of another machine that did the attempt's run."""
     folder = next(one for one in attempt.run.stages if one.name == stage).directory(attempt.premises.data_root)
     record = Record(stage=stage, seed=42, variant="", fingerprints={}, parameters={}, status=status, **facts)
-    record = dataclasses.replace(record, host=facts.get("host", "elsewhere"), pid=facts.get("pid", GONE))
+    own = {"host": facts.get("host", "elsewhere"), "pid": facts.get("pid", GONE), "attempt": attempt.mark}
+    record = dataclasses.replace(record, **own)
     record.write(folder)
     return folder, record
 
@@ -74,7 +75,7 @@ def test_a_record_that_was_there_before_is_no_earlier_attempt(handed_over):
     write(first, "grpo", "finished", ended="2026-01-01")
     again = handed_over("grpo", seed=1)
     assert again.left() is again.run
-    assert not is_of(again, Record.read(again.run.stages[0].directory(again.premises.data_root)))
+    assert not again.wrote(Record.read(again.run.stages[0].directory(again.premises.data_root)))
 
 
 def test_a_machine_that_was_given_up_and_still_writes_is_not_written_beside(handed_over, monkeypatch):
@@ -97,7 +98,7 @@ def test_after_a_lost_machine_the_run_goes_on(handed_over):
     assert run.params == {"seed": 1, "overwrite": False, "resume": True}
     ended = Record.read(folder)
     assert (ended.status, ended.error) == ("failed", "its machine elsewhere was lost or taken away")
-    assert is_of(attempt, record) and is_of(attempt, ended)
+    assert attempt.wrote(record) and attempt.wrote(ended)
 
 
 def test_stages_that_an_earlier_attempt_finished_are_not_done_again(handed_over):

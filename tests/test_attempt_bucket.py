@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gemma_alignment.fingerprints import Record
+from gemma_alignment.fingerprints import ATTEMPT, Record
 from gemma_alignment.storage import lease as leases
 from gemma_alignment.storage.address import working_folder
 from gemma_alignment.storage.bucket import Bucket, Unreachable
@@ -24,22 +24,28 @@ from gemma_alignment.study.remote import attempt_of
 
 
 @pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
-    """``elsewhere(pipelines, **params)``: the attempt of a study on a bucket, on a machine with an empty cache."""
+def sight(tmp_path, monkeypatch):
+    """A study on a bucket; from then on this is another machine, with an empty cache."""
     (tmp_path / "pyproject.toml").touch()
     monkeypatch.setattr(leases, "SETTLED", 0.0)
     address = f"local://{tmp_path}/store/a"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "driver"))
     with held(working_folder(address), address) as sight:
-
-        def make(*pipelines, **params):
-            root = sight.mirror.folder
-            child = Child(Run(pipelines, params, "test"), root / "07_model_output" / "preparation.log")
-            site = Site(tmp_path, root, "cpu", 1, 1, sight.address, sight.lease.mark)
-            return attempt_of(child, Premises.here(site), {})
-
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "worker"))
-        yield make
+        yield sight
+
+
+@pytest.fixture
+def elsewhere(sight, tmp_path):
+    """``elsewhere(pipelines, **params)``: the attempt of the study."""
+
+    def make(*pipelines, **params):
+        root = sight.mirror.folder
+        child = Child(Run(pipelines, params, "test"), root / "07_model_output" / "preparation.log")
+        site = Site(tmp_path, root, "cpu", 1, 1, sight.address, sight.lease.mark)
+        return attempt_of(child, Premises.here(site), {})
+
+    return make
 
 
 def test_a_machine_works_in_a_folder_of_its_own_and_brings_the_log(elsewhere, tmp_path, monkeypatch):
@@ -59,10 +65,36 @@ def test_a_machine_works_in_a_folder_of_its_own_and_brings_the_log(elsewhere, tm
 
 def test_a_lost_run_goes_on_from_what_it_had_brought(elsewhere, tmp_path, monkeypatch):
     attempt = elsewhere("grpo", seed=1)
-    record = Record("grpo", 1, "", {}, {}, host="elsewhere", pid=7)
+    record = Record("grpo", 1, "", {}, {}, host="elsewhere", pid=7, attempt=attempt.mark)
     record.write(tmp_path / "store/a/07_model_output/grpo/seed=1")
     words, over = [], SimpleNamespace(wait=lambda seconds=None: 0, poll=lambda: 0)
     monkeypatch.setattr(module.subprocess, "Popen", lambda said, **options: words.extend(said) or over)
+    assert attempt() == Outcome(0)
+    assert words[-1] == "seed=1,overwrite=false,resume=true"
+
+
+def test_what_an_earlier_study_lost_is_overwritten_though_only_that_study_wrote_that_it_failed(
+    sight, elsewhere, tmp_path, monkeypatch
+):
+    """The bucket still says running, so its record is another one there than where the run was handed over."""
+    run = "07_model_output/grpo/seed=1"
+    record = Record("grpo", 1, "", {}, {}, host="elsewhere", pid=7, attempt="of the earlier study")
+    record.write(tmp_path / "store/a" / run)
+    sight.gather()
+    record.end("failed", "its machine was lost").write(sight.mirror.folder / run)
+    attempt = elsewhere("grpo", seed=1, overwrite=True)
+    words, over, marks = [], SimpleNamespace(wait=lambda seconds=None: 0, poll=lambda: 0), []
+
+    def start(said, env, **options):
+        words.extend(said), marks.append(env[ATTEMPT])
+        return over
+
+    monkeypatch.setattr(module.subprocess, "Popen", start)
+    assert attempt() == Outcome(0)
+    assert words[-1] == "seed=1,overwrite=true"
+    monkeypatch.setenv(ATTEMPT, marks[0])  # as the run that it starts: lost, it is gone on with
+    dataclasses.replace(Record("grpo", 1, "", {}, {}), host="elsewhere", pid=7).write(tmp_path / "store/a" / run)
+    monkeypatch.delenv(ATTEMPT)
     assert attempt() == Outcome(0)
     assert words[-1] == "seed=1,overwrite=false,resume=true"
 
@@ -130,7 +162,7 @@ def test_a_run_that_finished_during_an_outage_brings_that_after_its_study_gave_i
 def test_what_was_finished_here_while_the_bucket_was_away_is_not_done_before_the_bucket_has_it(elsewhere, monkeypatch):
     attempt, run = elsewhere("grpo", seed=1), "07_model_output/grpo/seed=1"
     node = Mirror(attempt.premises.address)
-    record = Record("grpo", 1, "", {}, {})
+    record = Record("grpo", 1, "", {}, {}, attempt=attempt.mark)
     record.write(node.folder / run), node.push([run])
     record.end("finished").write(node.folder / run)
     begun, over = [], SimpleNamespace(wait=lambda seconds=None: 0, poll=lambda: 0)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gemma_alignment.errors import UserError
 from gemma_alignment.fingerprints import (
+    ATTEMPT,
     QUIET,
     Record,
     differences,
@@ -200,3 +201,13 @@ def test_the_names_of_stages():
     sft = Stage.of("sft", parameters)
     assert (sft.folder, sft.run_name, sft.seed, sft.variant) == ("sft", "sft", 2, "")
     assert Stage.of("ppo", parameters) == Stage("ppo", 1, "v")
+
+
+def test_a_record_is_of_the_attempt_whose_process_wrote_it_and_an_older_one_of_none(tmp_path, monkeypatch):
+    monkeypatch.setenv(ATTEMPT, "mark")
+    Record("grpo", 42, "", {}, {}).write(tmp_path)
+    assert Record.read(tmp_path).attempt == "mark"
+    values = json.loads((tmp_path / "run.json").read_text())
+    del values["attempt"]
+    (tmp_path / "run.json").write_text(json.dumps(values))
+    assert Record.read(tmp_path).attempt is None

@@ -99,7 +99,7 @@ def task(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", ray)
     reference = SimpleNamespace(is_over=False, outcome=None)
     log = tmp_path / "run.log"
-    return Task(SimpleNamespace(log=log, before=()), reference, trace(log)), reference, said
+    return Task(SimpleNamespace(log=log), reference, trace(log)), reference, said
 
 
 def test_a_task_waits_until_a_worker_touched_its_log(task):

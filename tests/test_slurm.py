@@ -102,7 +102,7 @@ def left(commands, tmp_path, monkeypatch):
         def handle(folder, job):
             assert folder == data / "slurm"
             def submission():
-                attempt = SimpleNamespace(run=runs[f"_{job}"], premises=premises, before=(None,))
+                attempt = SimpleNamespace(run=runs[f"_{job}"], premises=premises)
                 return SimpleNamespace(function=SimpleNamespace(attempt=attempt))
 
             return SimpleNamespace(
@@ -208,7 +208,7 @@ def job(tmp_path, *states, result=None):
         job_id="7_0", paths=SimpleNamespace(result_pickle=tmp_path / "result"), result=lambda: result,
         stderr=lambda: None, stdout=lambda: "one\nslurmstepd: error: Exceeded job memory limit\n",
     )  # fmt: skip
-    return Job(SimpleNamespace(before=()), handle, FakeQueue(*states))
+    return Job(SimpleNamespace(), handle, FakeQueue(*states))
 
 
 @pytest.mark.parametrize(("state", "waits"), [("PENDING", True), ("CONFIGURING", True), ("RUNNING", False)])

@@ -29,6 +29,8 @@ STANDING = ("finished", "partial")
 """Ends of which something stands that was made as the record says: all that the stage leaves, or a part."""
 CHUNK = 1 << 20
 BASE_PATH = re.compile(rb'("base_model_name_or_path":\s*)"(?:[^"\\]|\\.)*"')
+ATTEMPT = "GEMMA_ALIGNMENT_ATTEMPT"
+"""Variable with the mark of the attempt, handed to a cluster, that this process does the run of."""
 QUIET = 3600.0
 """Seconds without a line after which a process of another machine counts as over."""
 
@@ -112,6 +114,8 @@ class Record:
     born: str | None = field(default_factory=lambda: birth(os.getpid()))
     """Tells the process from a later one of the same number."""
     host: str = field(default_factory=socket.gethostname)
+    attempt: str | None = field(default_factory=lambda: os.environ.get(ATTEMPT))
+    """The attempt that wrote it, where a cluster was handed the run: tells it from what stood there before."""
 
     @classmethod
     def read(cls, directory: Path) -> Self | None:
@@ -119,7 +123,7 @@ class Record:
         try:
             values = json.loads((directory / RECORD).read_text(encoding="utf-8"))
             known = {f.name for f in dataclasses.fields(cls)}
-            return cls(**{key: value for key, value in values.items() if key in known})
+            return cls(**{"attempt": None, **{key: value for key, value in values.items() if key in known}})
         except (OSError, ValueError, TypeError, AttributeError):
             return None
 

@@ -6,13 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
+import uuid
 from collections.abc import Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gemma_alignment.errors import UserError
-from gemma_alignment.fingerprints import Record
+from gemma_alignment.fingerprints import ATTEMPT, Record
 from gemma_alignment.storage.lease import BEAT, GIVEN_UP
 from gemma_alignment.storage.mirror import Mirror
 from gemma_alignment.storage.names import RECORD, but_checkpoints, group_of
@@ -40,8 +41,8 @@ class Attempt:
     log: Path
     variables: Mapping[str, str]
     """The environment of the run, beyond that of the machine."""
-    before: tuple[Record | None, ...]
-    """What its stages' records said when it was handed over: another record is of an earlier attempt."""
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Tells the records of its calls from all that stood there, in whatever copy of the data, before the first."""
 
     def __call__(self) -> Outcome:
         """Do the run, or what is left of it."""
@@ -66,7 +67,7 @@ class Attempt:
             process = subprocess.Popen(
                 [sys.executable, "-m", "gemma_alignment.study.tether", "kedro", *run.arguments()],
                 cwd=self.premises.project,
-                env={**os.environ, **self.variables, PARENT: str(os.getpid())},
+                env={**os.environ, **self.variables, ATTEMPT: self.mark, PARENT: str(os.getpid())},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -121,20 +122,26 @@ class Attempt:
             UserError: while a machine that was given up still writes.
         """
         folders = [stage.directory(self.premises.data_root) for stage in self.run.stages]
-        begun = [one for one, before in zip(folders, self.before, strict=True) if Record.read(one) != before]
-        settle(begun, "its machine {host} was lost or taken away", GIVEN_UP)
-        records = [Record.read(folder) for folder in folders]
-        if all(record == before for record, before in zip(records, self.before, strict=True)):
+        settle(filter(self._begun, folders), "its machine {host} was lost or taken away", GIVEN_UP)
+        if not any(map(self._begun, folders)):
             return self.run
         done = [
-            record is not None and record != before and record.status == "finished" and _is_there(folder, mirror)
-            for folder, record, before in zip(folders, records, self.before, strict=True)
+            record is not None and self.wrote(record) and record.status == "finished" and _is_there(folder, mirror)
+            for folder, record in zip(folders, map(Record.read, folders), strict=True)
         ]
         if all(done):
             return None
         params = {**self.run.params, "overwrite": False}  # what was to be overwritten is; the rest is this study's
         rest = dataclasses.replace(self.run, pipelines=self.run.pipelines[done.index(False) :], params=params)
         return going_on(rest, self.premises.data_root)
+
+    def wrote(self, record: Record) -> bool:
+        """Whether a stage's record is of a call of this, not of an earlier run in the same folder."""
+        return record.attempt == self.mark
+
+    def _begun(self, folder: Path) -> bool:
+        record = Record.read(folder)
+        return record is not None and self.wrote(record)
 
 
 def _is_there(folder: Path, mirror: Mirror | None) -> bool:

@@ -21,7 +21,6 @@ from gemma_alignment.study.processes import Child, drive, stop
 from gemma_alignment.study.remote import (
     LOST,
     attempt_of,
-    is_of,
     last_line,
     missing_extra,
     perform,
@@ -151,8 +150,8 @@ class Task:
             ray.cancel(self.reference, force=number == signal.SIGKILL)
 
     def wrote(self, record: Record) -> bool:
-        """Whether the record came after the task was handed over."""
-        return is_of(self.attempt, record)
+        """Whether the record is of this task."""
+        return self.attempt.wrote(record)
 
 
 def _answer(reference: Any, name: str) -> Outcome:

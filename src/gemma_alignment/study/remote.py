@@ -1,11 +1,10 @@
-"""What every cluster shares: how a run is handed over, and how it is told from an earlier one in the same folder."""
+"""What every cluster shares: how a run is handed over, and what is said of machines."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from gemma_alignment.errors import UserError
-from gemma_alignment.fingerprints import Record
 from gemma_alignment.study.attempt import Attempt
 from gemma_alignment.study.machine import Outcome, Premises
 from gemma_alignment.study.processes import GRACE, TICK, Child
@@ -16,8 +15,7 @@ LOST = 1
 
 def attempt_of(child: Child, premises: Premises, variables: Mapping[str, str]) -> Attempt:
     """What a machine of the cluster needs to do a child's run."""
-    before = tuple(Record.read(stage.directory(premises.data_root)) for stage in child.run.stages)
-    return Attempt(child.run, premises, child.log.absolute(), variables, before)
+    return Attempt(child.run, premises, child.log.absolute(), variables)
 
 
 def perform(task: Callable[[], Outcome]) -> Outcome:
@@ -33,11 +31,6 @@ def refuse_machines(words: Iterable[str | None]) -> None:
     """
     if lines := [f"\n  {word}" for word in words if word is not None]:
         raise UserError(f"The study was not started; of the machines that its runs would get:{''.join(lines)}")
-
-
-def is_of(attempt: Attempt, record: Record) -> bool:
-    """Whether a stage's record was written since the attempt was handed over."""
-    return record not in attempt.before
 
 
 def waited_for(poll: Callable[[], int | None]) -> int | None:

@@ -18,7 +18,7 @@ from gemma_alignment.fingerprints import Record
 from gemma_alignment.study.attempt import INTERRUPTED, Attempt
 from gemma_alignment.study.machine import Outcome
 from gemma_alignment.study.plan import Run
-from gemma_alignment.study.remote import LOST, is_of, last_line, waited_for
+from gemma_alignment.study.remote import LOST, last_line, waited_for
 
 logger = logging.getLogger(__name__)
 
@@ -147,8 +147,8 @@ class Job:
             subprocess.run(["scancel", *how, self.handle.job_id], capture_output=True, check=False)
 
     def wrote(self, record: Record) -> bool:
-        """Whether the record came after the job was handed over."""
-        return self.attempt is not None and is_of(self.attempt, record)
+        """Whether the record is of this job."""
+        return self.attempt is not None and self.attempt.wrote(record)
 
     def _result(self) -> Outcome:
         try:
