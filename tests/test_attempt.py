@@ -20,7 +20,7 @@ from gemma_alignment.study.machine import Outcome, Premises
 from gemma_alignment.study.plan import Run
 from gemma_alignment.study.processes import Child
 from gemma_alignment.study.remote import attempt_of
-from gemma_alignment.study.tether import PARENT
+from gemma_alignment.tether import PARENT
 
 GONE = 2**22 + 1
 """No process has this number: Linux counts to 2**22."""
@@ -134,7 +134,7 @@ def test_a_run_ends_with_the_process_that_started_it(tmp_path):
         "import os, subprocess, sys\n"
         f"env = {{**os.environ, 'PYTHONPATH': os.environ.get('PYTHONPATH', '') + os.pathsep + {str(tmp_path)!r}}}\n"
         f"env[{PARENT!r}] = str(os.getpid())\n"
-        "subprocess.Popen([sys.executable, '-m', 'gemma_alignment.study.tether', 'sleeper'], env=env).wait()\n"
+        "subprocess.Popen([sys.executable, '-m', 'gemma_alignment.tether', 'sleeper'], env=env).wait()\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", middle], stdout=subprocess.PIPE, text=True)
     child = int(parent.stdout.readline())
@@ -149,7 +149,7 @@ def test_a_run_ends_with_the_process_that_started_it(tmp_path):
 
 def test_a_run_whose_starter_is_gone_already_does_not_begin():
     done = subprocess.run(
-        [sys.executable, "-m", "gemma_alignment.study.tether", "this"],
+        [sys.executable, "-m", "gemma_alignment.tether", "this"],
         env={**os.environ, PARENT: str(GONE)}, text=True, capture_output=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (1, "")

@@ -20,7 +20,7 @@ from gemma_alignment.datasets.checkpoint_store import CheckpointStore, saved
 from gemma_alignment.datasets.run_log import RunLog
 from gemma_alignment.errors import RunInterrupted, UserError
 from gemma_alignment.modeling.saving import SavedModel, saved_adapter
-from gemma_alignment.pipelines import several
+from gemma_alignment.pipelines import group, several
 from gemma_alignment.pipelines.arm_nodes import answer_with_policy, train_policy
 from gemma_alignment.training import policy_optimization
 
@@ -250,8 +250,8 @@ def test_two_processes_leave_the_history_of_one_and_one_goes_on_where_two_stoppe
     def shoot():
         started[0].kill()
 
-    popen = several.subprocess.Popen
-    monkeypatch.setattr(several.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    popen = group.subprocess.Popen
+    monkeypatch.setattr(group.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
     arm = arm_in("shot")
     with monkeypatch.context() as patch:
         at_call(patch, policy_optimization, "clipped", 4, shoot)

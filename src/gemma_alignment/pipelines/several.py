@@ -9,27 +9,19 @@ that it trains or, in shares, answers with. Either way they are told by the firs
 import inspect
 import os
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from datetime import timedelta
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from gemma_alignment.errors import UserError
+from gemma_alignment.pipelines import group
 
 if TYPE_CHECKING:
     from gemma_alignment.training.checkpoints import Checkpoint
 
 PROCESSES = "GEMMA_ALIGNMENT_PROCESSES"
 """Variable: how many processes train one policy, where nothing else started them."""
-PATIENCE = timedelta(days=2)
-"""How long one process waits for another that lives: the first one may prepare, or answer held-out prompts. The end of
-a process is noticed at once."""
-ENDING = 5.0
-"""Seconds in which it is seen that another process has ended, once a sum did not come about."""
 
 
 def is_another() -> bool:
@@ -101,7 +93,7 @@ def follow(train: Callable[..., Any], answer: Callable[..., Any]) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the first one is asked to stop; this one ends with it
-    _join()
+    group.join()
     tasks = {answer.__name__: answer, train.__name__: lambda *work: train(*work, _Nowhere(), _Heard())}
     while (told := ranks.hear()[0]) is not None:
         with ranks.together():
@@ -150,7 +142,7 @@ def _dismiss() -> None:
 
     from gemma_alignment.modeling import ranks
 
-    _join()
+    group.join()
     ranks.tell(None)
     distributed.destroy_process_group()
 
@@ -164,77 +156,18 @@ def _plain(value: Any) -> Any:
 def _others() -> Iterator[bool]:
     """The other processes, for as long as the block goes on; whether there are any."""
     if is_launched():
-        _join()
+        group.join()
         yield True
         return
     if (count := wanted()) == 1:
         yield False
         return
-    from torch import distributed
-
     from gemma_alignment.modeling import ranks
 
     _check_gpus(count)
-    with ExitStack() as stack:
-        port = _free_port()
-        for number in range(1, count):
-            stack.enter_context(_started(number, count, port))
-        _place(0)
-        address = f"tcp://127.0.0.1:{port}"
-        distributed.init_process_group(_backend(), address, rank=0, world_size=count, timeout=PATIENCE)
-        stack.callback(distributed.destroy_process_group)
+    with group.started(count):
         yield True
         ranks.tell(None)
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
-@contextmanager
-def _started(number: int, count: int, port: int) -> Iterator[None]:
-    names = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    variables = {**os.environ, **{name: str(value) for name, value in names.items()}}
-    process = subprocess.Popen([sys.executable, "-m", "gemma_alignment.pipelines.follower"], env=variables)
-    try:
-        yield
-        process.wait()
-    except RuntimeError as error:  # a sum that did not come about
-        with suppress(subprocess.TimeoutExpired):
-            code = process.wait(ENDING)
-            raise UserError(
-                f"process {number + 1} of the {count} of this run has ended (status {code}); what it said is above"
-            ) from error
-        raise
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _join() -> None:
-    """Be in the group that the launcher described."""
-    from torch import distributed
-
-    if not distributed.is_initialized():
-        _place(int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))))
-        distributed.init_process_group(_backend(), timeout=PATIENCE)
-
-
-def _backend() -> str:
-    import torch
-
-    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-
-
-def _place(number: int) -> None:
-    """On a GPU of its own, where there are any."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.set_device(number)
 
 
 def _check_gpus(count: int) -> None:

@@ -22,7 +22,7 @@ from gemma_alignment.study.machine import RIGHTS, Outcome, Premises
 from gemma_alignment.study.orphans import settle
 from gemma_alignment.study.plan import Run
 from gemma_alignment.study.processes import GRACE
-from gemma_alignment.study.tether import PARENT
+from gemma_alignment.tether import PARENT
 
 INTERRUPTED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
 """Exit statuses of a run that was asked to stop."""
@@ -65,7 +65,7 @@ class Attempt:
             return Outcome(0)
         with self.log.open("ab" if run.params.get("resume") else "wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "gemma_alignment.study.tether", "kedro", *run.arguments()],
+                [sys.executable, "-m", "gemma_alignment.tether", "kedro", *run.arguments()],
                 cwd=self.premises.project,
                 env={**os.environ, **self.variables, ATTEMPT: self.mark, PARENT: str(os.getpid())},
                 stdin=subprocess.DEVNULL,

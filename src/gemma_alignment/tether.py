@@ -1,7 +1,8 @@
-"""``python -m gemma_alignment.study.tether MODULE WORDS...``: a module as a program that ends when its parent does.
+"""``python -m gemma_alignment.tether MODULE WORDS...``: a module as a program that ends when its parent does.
 
 A scheduler ends a job by ending the process that it started. What that one started has to end with it: two processes
-would write into one folder once the job runs again elsewhere.
+would write into one folder once the job runs again elsewhere. And a process that only computes with another one would
+wait for that, with all the memory that it holds, for as long as for one that lives.
 """
 
 import ctypes
