@@ -1,16 +1,18 @@
 """What a user gets wrong: one message with what, where and what to do, a status that says so, nothing touched."""
 
+import base64
 import contextlib
 import errno
 import hashlib
 import socket
 import sqlite3
 import subprocess
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
-import requests
 from kedro.io import DatasetError
 
 from gemma_alignment.datasets.preference_source import PreferenceSource
@@ -105,26 +107,56 @@ def test_a_tracking_server_that_does_not_answer_is_refused_in_time(project, sile
     assert not project.data.exists()
 
 
-def test_a_run_of_a_study_waits_for_a_server_that_is_away(project, monkeypatch, caplog):
-    """The study has seen it; a run that begins during an outage is not lost over it."""
+@pytest.fixture
+def scripted():
+    """A server, or a proxy before it, that is well by its own account and else answers with the statuses given."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.headers.get("Authorization"))
+            status = 200 if self.path.startswith("/health") else statuses.pop(0)
+            if status is not None:
+                self.send_response(status)
+                self.end_headers()
+
+        def log_message(self, *words):
+            pass
+
+    statuses, asked = [], []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield SimpleNamespace(host=f"127.0.0.1:{server.server_port}", statuses=statuses, asked=asked)
+        server.shutdown()
+
+
+def test_a_run_of_a_study_waits_for_a_server_that_is_away(scripted, monkeypatch, caplog):
+    """The study has seen it; a run that begins during an outage is not lost over it, whoever answers meanwhile."""
     monkeypatch.setattr("gemma_alignment.hooks.store.ASKED", 0.05)
-    asked = []
-
-    def get(address, timeout):
-        asked.append(address)
-        if len(asked) < 4:
-            raise requests.ConnectionError("refused")
-
-    monkeypatch.setattr(requests, "get", get)
-    check_server("http://me:secret@server", 60.0)
-    assert asked == ["http://me:secret@server/health"] * 4
+    scripted.statuses += [None, 502, 503, 504, 500, 200]
+    check_server(f"http://me:secret@{scripted.host}", 60.0)
+    assert scripted.statuses == []
     assert [record.message for record in caplog.records if "it is waited for" in record.message] == [
-        "The MLflow server http://***@server does not answer: it is waited for, 60 s"
+        f"The MLflow server http://***@{scripted.host} does not answer: it is waited for, 60 s"
     ]
-    asked.clear()
-    with pytest.raises(UserError, match="does not answer"):
-        check_server("http://server")
-    assert len(asked) == 1
+    scripted.statuses += [502, 200]
+    with pytest.raises(UserError, match=rf"The MLflow server http://{scripted.host} does not answer \(HTTP 502\)"):
+        check_server(f"http://{scripted.host}")
+    assert scripted.statuses == [200]
+
+
+@pytest.mark.parametrize("status", [200, 401, 403, 404, 429])
+def test_a_server_that_refuses_answers(scripted, status):
+    scripted.statuses.append(status)
+    check_server(f"http://{scripted.host}/")
+
+
+def test_a_server_is_asked_as_the_user_that_runs_ask_as(scripted, monkeypatch):
+    """A proxy answers 401 to anybody else, whether there is a server behind it or not."""
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "pw")
+    scripted.statuses.append(200)
+    check_server(f"http://{scripted.host}")
+    assert scripted.asked == ["Basic " + base64.b64encode(b"ann:pw").decode()]
 
 
 def test_only_a_run_of_a_study_waits(project, monkeypatch):

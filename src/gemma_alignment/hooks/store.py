@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from gemma_alignment.errors import UserError
+from gemma_alignment.errors import UserError, chain
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,8 @@ AWAY = 600.0
 """Seconds for which a study and its runs wait for a server that answered when the study began."""
 ASKED = 2.0
 """Seconds between two questions to it."""
+QUESTION = "/api/2.0/mlflow/experiments/get-by-name"
+"""What it is asked: a row of its database, or that there is none."""
 PARENT = "GEMMA_ALIGNMENT_PARENT_RUN"
 """Environment variable: the id of the study's MLflow run, under which this session's runs are nested."""
 
@@ -44,32 +46,45 @@ def shown(uri: str) -> str:
 def check_server(uri: str, patience: float = 0.0) -> None:
     """Refuse a tracking server that does not answer; MLflow itself would try for minutes, then show a traceback.
 
-    Whatever it answers will do: what it thinks of this user is said by the first real request. It is asked again for
-    ``patience`` seconds.
+    It is asked again for ``patience`` seconds.
 
     Raises:
         UserError: with the address.
     """
-    import requests
-
     begin, is_told = time.monotonic(), False
-    while True:
-        try:
-            requests.get(f"{uri.rstrip('/')}/health", timeout=ANSWER)
-        except requests.exceptions.SSLError:
-            return
-        except requests.RequestException as error:
-            if time.monotonic() - begin >= patience:
-                raise UserError(
-                    f"The MLflow server {shown(uri)} does not answer ({type(error).__name__}). Start it, correct "
-                    "MLFLOW_TRACKING_URI, or unset it for the store at the project's root."
-                ) from error
-        else:
-            return
+    while (why := _absence(uri)) is not None:
+        if time.monotonic() - begin >= patience:
+            raise UserError(
+                f"The MLflow server {shown(uri)} does not answer ({why}). Start it, correct MLFLOW_TRACKING_URI, or "
+                "unset it for the store at the project's root."
+            )
         if not is_told:
             logger.warning("The MLflow server %s does not answer: it is waited for, %.0f s", shown(uri), patience)
         is_told = True
         time.sleep(ASKED)
+
+
+def _absence(uri: str) -> str | None:
+    """Why a server does not answer; None where it does, even if that it refuses: the first real request says more.
+
+    It is asked for something of its database, as this user: a proxy before it answers by itself, with 401 to whom it
+    does not know and with 502 while there is no server, and a server whose database is away with 503.
+    """
+    import requests
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    try:
+        answer = http_request(
+            get_default_host_creds(uri), QUESTION, "GET", max_retries=0, retry_codes=(), timeout=ANSWER,
+            params={"experiment_name": "Default"},
+        )  # fmt: skip
+    except MlflowException as error:
+        causes = [one for one in chain(error) if isinstance(one, requests.RequestException)]
+        is_there = not causes or isinstance(causes[0], requests.exceptions.SSLError)
+        return None if is_there else type(causes[0]).__name__
+    return f"HTTP {answer.status_code}" if answer.status_code >= 500 else None
 
 
 def await_server(uri: str) -> None:
