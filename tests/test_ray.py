@@ -1,5 +1,8 @@
 """``kedro study --engine ray``: what is refused, and a real cluster of three nodes that loses one."""
 
+import dataclasses
+import itertools
+import os
 import signal
 import socket
 import sys
@@ -10,12 +13,17 @@ from types import SimpleNamespace
 import pytest
 
 from gemma_alignment.errors import UserError
+from gemma_alignment.fingerprints import Record
+from gemma_alignment.liveness import hold
 from gemma_alignment.parameters.cluster import ClusterParameters, SlurmParameters
-from gemma_alignment.storage.lease import STUDY as LEASE
+from gemma_alignment.storage.lease import LEASE, STALE, STUDY
+from gemma_alignment.study.attempt import Attempt
 from gemma_alignment.study.engine import Site
+from gemma_alignment.study.heartbeat import Heartbeat
 from gemma_alignment.study.lock import alone
 from gemma_alignment.study.machine import Premises
-from gemma_alignment.study.plan import Plan
+from gemma_alignment.study.plan import Plan, Run
+from gemma_alignment.study.processes import Child
 from gemma_alignment.study.ray_cluster import Ray, Task, carried, connect, trace
 
 SLURM = SlurmParameters(60, None, None, None, ())
@@ -80,7 +88,7 @@ def test_a_run_takes_along_what_means_the_same_everywhere():
     assert carried({**variables, "OMP_NUM_THREADS": "1"}) == {
         "MLFLOW_TRACKING_URI": "u", "HF_TOKEN": "t", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    bucket = {"AWS_ENDPOINT_URL": "u", "GOOGLE_APPLICATION_CREDENTIALS": "/k", LEASE: "mark"}
+    bucket = {"AWS_ENDPOINT_URL": "u", "GOOGLE_APPLICATION_CREDENTIALS": "/k", STUDY: "mark"}
     assert carried({**bucket, "XDG_CACHE_HOME": "/of/this/machine"}) == bucket
 
 
@@ -99,7 +107,9 @@ def task(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", ray)
     reference = SimpleNamespace(is_over=False, outcome=None)
     log = tmp_path / "run.log"
-    return Task(SimpleNamespace(log=log), reference, trace(log)), reference, said
+    run = Run(("grpo",), {"seed": 1, "data_root": str(tmp_path)}, None)
+    premises = Premises(tmp_path, tmp_path, "", {})
+    return Task(Attempt(run, premises, log, {}), reference, trace(log)), reference, said
 
 
 def test_a_task_waits_until_a_worker_touched_its_log(task):
@@ -109,6 +119,59 @@ def test_a_task_waits_until_a_worker_touched_its_log(task):
     assert not one.is_waiting and one.poll() is None
     reference.is_over, reference.outcome = True, (3, None)
     assert (one.poll(), one.wait(), one.word) == (3, 3, None)
+
+
+@pytest.fixture
+def begun(task, monkeypatch):
+    """A task that a worker of another machine has begun, and the folder of its run."""
+    one = task[0]
+    monkeypatch.setattr("gemma_alignment.study.ray_cluster.LOOK", 0.0)
+    one.attempt.log.touch()
+    (stage,) = one.attempt.run.stages
+    folder = stage.directory(one.attempt.premises.data_root)
+    folder.mkdir(parents=True)
+    record = Record("grpo", 1, "", {}, {}, attempt=one.attempt.mark, host="node1")
+    record.write(folder)
+    return one, folder, record
+
+
+def test_a_task_whose_node_was_lost_waits_for_another_one(begun):
+    """Its first worker touched the log, and its record says running: for as long as no place is free."""
+    one, folder, record = begun
+    with hold(folder):
+        assert not one.is_waiting
+    assert one.is_waiting
+    record.end("failed", "its machine node1 was lost").write(folder)  # by the next worker, as it begins
+    assert not one.is_waiting
+    dataclasses.replace(record, host="node2").write(folder)
+    with hold(folder):
+        assert not one.is_waiting
+    dataclasses.replace(record, attempt="another").write(folder)  # of an earlier study: this one is yet to begin
+    assert not one.is_waiting
+
+
+def test_the_copy_of_a_bucket_passes_no_lock_on_and_the_lease_tells(begun):
+    one, folder, _ = begun
+    premises = dataclasses.replace(one.attempt.premises, address="s3://bucket/study")
+    one.attempt = dataclasses.replace(one.attempt, premises=premises)
+    lease = folder / LEASE
+    lease.touch()
+    assert not one.is_waiting
+    os.utime(lease, (time.time() - STALE - 1,) * 2)
+    assert one.is_waiting
+
+
+def test_a_task_that_waits_for_a_new_place_is_not_ended_for_its_silence(begun, monkeypatch):
+    one, folder, _ = begun
+    stopped, clock = [], itertools.count(0, 5)
+    monkeypatch.setattr(one, "signal", stopped.append)
+    monkeypatch.setattr("gemma_alignment.study.heartbeat.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    child = Child(one.attempt.run, one.attempt.log, one)
+    heartbeat = Heartbeat(SimpleNamespace(silence_report_s=20, silence_limit_s=60), one.attempt.premises.data_root)
+    assert [sentence for _ in range(100) for sentence in heartbeat.look([child])] == []
+    with hold(folder):  # another node has it now, and hangs
+        said = [sentence for _ in range(20) for sentence in heartbeat.look([child])]
+    assert stopped[:1] == [signal.SIGTERM] and len(said) == 2
 
 
 def test_a_task_that_ray_gave_up_says_why(task):

@@ -3,6 +3,7 @@
 import logging
 import signal
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from gemma_alignment.fingerprints import Record
 from gemma_alignment.parameters.cluster import ClusterParameters
 from gemma_alignment.study.attempt import Attempt
 from gemma_alignment.study.engine import Site
+from gemma_alignment.study.heartbeat import LOOK
 from gemma_alignment.study.machine import Outcome, Premises, Probe
 from gemma_alignment.study.orphans import settle_study
 from gemma_alignment.study.plan import Plan, Run
@@ -21,6 +23,7 @@ from gemma_alignment.study.processes import Child, drive, stop
 from gemma_alignment.study.remote import (
     LOST,
     attempt_of,
+    is_cut_off,
     last_line,
     missing_extra,
     perform,
@@ -114,11 +117,17 @@ class Task:
     log: tuple[int, int] | None
     """What was known of the log when it was handed over: the first thing that an attempt does is to touch it."""
     _outcome: Outcome | None = None
+    _looked: float = float("-inf")
+    _is_lost: bool = False
 
     @property
     def is_waiting(self) -> bool:
-        """Whether no worker has begun it."""
-        return self.log == trace(self.attempt.log)
+        """Whether no worker has begun it, or the one that had was lost: Ray then queues it anew, and says nothing."""
+        if self.log == trace(self.attempt.log):
+            return True
+        if time.monotonic() - self._looked >= LOOK:
+            self._looked, self._is_lost = time.monotonic(), is_cut_off(self.attempt)
+        return self._is_lost
 
     @property
     def word(self) -> str | None:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from gemma_alignment.errors import UserError
+from gemma_alignment.fingerprints import Record
+from gemma_alignment.liveness import is_held
 from gemma_alignment.study.attempt import Attempt
 from gemma_alignment.study.machine import Outcome, Premises
 from gemma_alignment.study.processes import GRACE, TICK, Child
@@ -31,6 +33,19 @@ def refuse_machines(words: Iterable[str | None]) -> None:
     """
     if lines := [f"\n  {word}" for word in words if word is not None]:
         raise UserError(f"The study was not started; of the machines that its runs would get:{''.join(lines)}")
+
+
+def is_cut_off(attempt: Attempt) -> bool:
+    """Whether the call that did an attempt was lost with its machine: its record says running, and nobody writes there.
+
+    Folders of a cluster pass locks on, as was looked at before; in the copy of a bucket the leases say who lives.
+    """
+    for stage in attempt.run.stages:
+        folder = stage.directory(attempt.premises.data_root)
+        record = Record.read(folder)
+        if record is not None and record.status == "running" and attempt.wrote(record):
+            return not (is_held(folder) if attempt.premises.address is None else record.is_alive(folder))
+    return False
 
 
 def waited_for(poll: Callable[[], int | None]) -> int | None:
