@@ -27,10 +27,11 @@ def pins() -> dict[str, Version]:
 
 
 def declared() -> list[Requirement]:
-    """What the project asks for, the extras included."""
+    """What the project asks for, the extras included, of which one may name others of its own."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = [line for lines in project["optional-dependencies"].values() for line in lines]
-    return [Requirement(line) for line in (*project["dependencies"], *extras)]
+    needs = [Requirement(line) for line in (*project["dependencies"], *extras)]
+    return [need for need in needs if canonical(need.name) != canonical(project["name"])]
 
 
 def installed() -> set[str]:

