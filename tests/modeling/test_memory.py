@@ -53,6 +53,15 @@ def test_what_each_saving_saves() -> None:
     assert (chained - phases(GEMMA_2B, HELD, WORK, False)["load"]) / 1e9 == pytest.approx(0.0784, abs=1e-3)
 
 
+def test_the_copy_that_decodes_stands_between_rollouts() -> None:
+    """5.01 GB in bf16, made at the first rollout."""
+    copied = replace(HELD, weights="merged")
+    without, found = (phases(GEMMA_2B, hold, WORK, critic=True) for hold in (HELD, copied))
+    more = {name: round((found[name] - without[name]) / 1e9, 2) for name in found}
+    assert more.pop("load") == 0
+    assert set(more.values()) == {5.01}, more
+
+
 def test_a_base_in_shares_is_divided_but_for_the_piece_that_computes() -> None:
     """5.01 GB in bf16 by four; the table of 1.05 GB is whole while it is read, once as it comes and once laid out."""
     dense = replace(HELD, quantization="none")

@@ -145,7 +145,8 @@ def phases(shape: Shape, hold: Holding, work: Work, critic: bool) -> dict[str, f
         frozen += lora * (roles - 1)  # each copy carries the frozen SFT adapter
     load = bases * hold.base(shape) / hold.shares + FP32 * (trained + frozen)
     resident = load + MOMENTS[hold.optimizer] * trained
-    passing = resident + hold.gathered(shape)
+    standing = resident + decoding_copy(shape, hold)
+    passing = standing + hold.gathered(shape)
     states = 2 * work.positions * shape.hidden * hold.width
     both, read = FP32 * trained, work.rows * work.response
     found = {
@@ -156,7 +157,7 @@ def phases(shape: Shape, hold: Holding, work: Work, critic: bool) -> dict[str, f
     }
     if critic:
         found["critic backward"] = passing + both + states + _backward(shape, hold, work.positions, 0)
-    found["optimizer"] = resident + both
+    found["optimizer"] = standing + both
     return found
 
 
@@ -169,7 +170,7 @@ def training(shape: Shape, hold: Holding, positions: int, read: int) -> float:
 
 def answering(shape: Shape, hold: Holding, work: Work) -> float:
     """Peak bytes of decoding right after such a training."""
-    return _one_role(shape, hold) + _decoding(shape, hold, work)
+    return _one_role(shape, hold) + _decoding(shape, hold, work) + decoding_copy(shape, hold)
 
 
 def comparing(shape: Shape, hold: Holding, positions: int) -> float:
@@ -254,17 +255,17 @@ def _head(shape: Shape, hold: Holding, positions: int, learns: bool = False) -> 
 
 
 def _decoding(shape: Shape, hold: Holding, work: Work) -> float:
-    """Bytes of a rollout: the cache, one step's logits and what is drawn from them, and a merged copy."""
+    """Bytes of a rollout: the cache, and one step's logits and what is drawn from them."""
     length = work.prompt + work.response
     length += -length % PAGE if hold.engine == "continuous_batching" else 0
     cache = shape.layers * 2 * shape.kv_heads * shape.head_dim * hold.width * length * work.decoded
     logits = work.decoded * shape.vocabulary * (hold.width + 2 * FP32) + _table_part(shape, hold)
     prompts = min(max(1, work.decoded // work.group_size), prompts_at_a_time(work.prompt, shape.intermediate))
-    return cache + max(logits, _passing(shape, hold, prompts * work.prompt)) + decoding_copy(shape, hold)
+    return cache + max(logits, _passing(shape, hold, prompts * work.prompt))
 
 
 def decoding_copy(shape: Shape, hold: Holding) -> float:
-    """Bytes of the merged copy that responses are decoded with, 0 where there is none."""
+    """Bytes of the merged copy that responses are decoded with, 0 where there is none; it is kept between rollouts."""
     width = WIDTHS["bfloat16"] if hold.precision == "bf16" else hold.width
     return float(width * (shape.linear_weights + shape.table_weights)) if hold.weights == "merged" else 0.0
 
