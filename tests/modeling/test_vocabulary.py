@@ -16,6 +16,7 @@ from training.test_policy_optimization import run
 
 from gemma_alignment.modeling import heads
 from gemma_alignment.modeling.embedding import Int8Head, Int8Table, shrink_embedding
+from gemma_alignment.modeling.gemma import is_plain
 from gemma_alignment.modeling.heads import LOGITS, POSITIONS, chunked_logprobs, positions_at_a_time
 from gemma_alignment.modeling.sequences import sequences
 from gemma_alignment.objectives.logprobs import entropy, token_logprobs
@@ -213,6 +214,14 @@ def test_the_gradient_through_a_table_in_8_bits(monkeypatch: pytest.MonkeyPatch)
         logits.log_softmax(-1)[:, 3].sum().backward()
         found.append((logits.detach(), hidden.grad))
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
+
+
+def test_a_pass_takes_the_rows_that_it_reads_and_not_the_whole_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = shared(("policy",))
+    shrink_embedding(model.model)
+    assert is_plain(model.model)
+    monkeypatch.setattr(Int8Table, "weight", property(lambda table: pytest.fail("the whole table is dequantised")))
+    role_of(model)
 
 
 def test_a_run_trains_with_its_table_in_8_bits() -> None:

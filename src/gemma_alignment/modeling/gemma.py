@@ -176,7 +176,7 @@ def _rows_of(model: Any, packed: Packed, wanted: Tensor) -> tuple[_Rows, Tensor]
     own = torch.zeros_like(read)
     own[first[read]] = True
     again = own[first] & (first != torch.arange(len(first), device=first.device))
-    cosine, sine = model.model.rotary_emb(model.model.embed_tokens.weight, packed.positions.flatten()[None])
+    cosine, sine = model.model.rotary_emb(model.model.norm.weight, packed.positions.flatten()[None])
     sine = sine.clone()
     sine[..., : config.head_dim // 2] *= -1  # rotate_half(x) · sin = roll(x) · (−sin, sin)
     number, places = (own.cumsum(0) - 1).clamp(min=0)[first], own.nonzero()[:, 0]
