@@ -13,8 +13,9 @@ from training.test_policy_optimization import run
 
 from gemma_alignment.errors import UserError
 from gemma_alignment.modeling.chat import Chat
-from gemma_alignment.modeling.loading import check_tokenizer, load_base, load_chat
+from gemma_alignment.modeling.loading import check_head, check_tokenizer, load_base, load_chat
 from gemma_alignment.modeling.saving import SavedModel
+from gemma_alignment.modeling.sequences import sequences
 from gemma_alignment.modeling.tiny import TEMPLATE
 from gemma_alignment.rollout.experience import rollout, score
 from gemma_alignment.training.policy_evaluation import HeldOut
@@ -160,6 +161,38 @@ def test_a_tokenizer_of_another_model_is_refused(files) -> None:
     chat.tokenizer.add_tokens(["one more"])
     with pytest.raises(UserError, match=r"has \d+ entries up to id \d+ \('one more'\), but .* embedding has \d+ rows"):
         check_tokenizer(chat, base, directory)
+
+
+SCALED = {
+    "Granite": {"logits_scaling": 8.0}, "Cohere": {"logit_scale": 0.25}, "Gemma2": {"final_logit_softcapping": 0.5},
+}  # fmt: skip
+
+
+def scaled(kind: str) -> SharedBase:
+    """An architecture that does something behind its head, which is drawn large enough to tell."""
+    torch.manual_seed(3)
+    config = getattr(transformers, f"{kind}Config")(**sizes(head_dim=16, **SCALED[kind]))
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval().requires_grad_(False)
+    model.get_output_embeddings().weight.mul_(20)
+    return SharedBase(model, LORA, 0)
+
+
+@pytest.mark.parametrize("kind", SCALED)
+def test_log_probabilities_are_of_the_logits_that_the_model_gives(kind: str) -> None:
+    model = scaled(kind)
+    check_head(model)
+    rows = sequences([[2, 10, 11]], [[5, 6, 1]], 0)
+    with model.role("reference"):
+        found = model.logprobs(rows, 1.0)[0]
+        expected = model.model(torch.tensor([[2, 10, 11, 5, 6, 1]])).logits.log_softmax(-1)
+    torch.testing.assert_close(found[0], expected[0, [2, 3, 4], [5, 6, 1]], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", SCALED)
+def test_a_model_whose_logits_are_not_its_heads_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gemma_alignment.modeling.roles.as_the_model_does", lambda logits, config: logits)
+    with pytest.raises(UserError, match=rf"{kind}ForCausalLM does something to its logits that is not known here"):
+        check_head(scaled(kind))
 
 
 TRAINING = SimpleNamespace(

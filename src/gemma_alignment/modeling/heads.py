@@ -30,6 +30,19 @@ def prompts_at_a_time(length: int, intermediate: int) -> int:
     return max(1, WIDE // (max(1, length) * intermediate))
 
 
+SCALES = {"logit_scale": 1, "lm_head_multiplier": 1, "logits_scaling": -1}
+"""Where configurations keep a factor of the logits (Cohere, Falcon-H1, Granite) -> its power."""
+
+
+def as_the_model_does(logits: Tensor, config: Any) -> Tensor:
+    """Logits behind the head as an architecture scales and caps them."""
+    for name, power in SCALES.items():
+        factor = getattr(config, name, None)
+        logits = logits * float(factor) ** power if factor else logits
+    cap = getattr(config, "final_logit_softcapping", None)
+    return torch.tanh(logits / cap) * cap if cap else logits
+
+
 class ScalarHead(nn.Module):
     """One number per position, in fp32: w · h + b, with w ~ N(0, 1/(d+1)) and b = 0 at the start.
 

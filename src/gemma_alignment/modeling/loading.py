@@ -11,6 +11,9 @@ from gemma_alignment.modeling.chat import Chat
 from gemma_alignment.modeling.hub import check_access, refused
 from gemma_alignment.modeling.provenance import POINTER
 
+LOGIT_GAP = 0.01
+"""Largest difference of a logit from that of the model's head, relative to the largest one: the same operations."""
+
 
 def choose_device(device: str) -> torch.device:
     """``auto`` is the GPU when there is one.
@@ -144,6 +147,27 @@ def check_tokenizer(chat: Chat, base: Any, directory: str) -> None:
         raise UserError(
             f"The tokenizer in {directory} has {len(entries)} entries up to id {largest} ({token!r}), but the model's "
             f"embedding has {rows} rows: they are not of one model. Put back the tokenizer files that came with it."
+        )
+
+
+def check_head(model: Any) -> None:
+    """Refuse a causal language model that does something to its logits that the loops would leave out.
+
+    ``model`` is a base with its roles, whose head is compared with the logits of the whole base.
+
+    Raises:
+        UserError: with how far apart they are.
+    """
+    base = model.model
+    ids = torch.arange(4, device=base.device)[None]
+    with torch.no_grad():
+        found = model.head(base.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+        expected = base(input_ids=ids, use_cache=False).logits
+    gap = float((found - expected).abs().max() / expected.abs().max())
+    if not gap <= LOGIT_GAP:
+        raise UserError(
+            f"{type(base).__name__} does something to its logits that is not known here: they differ from those of its "
+            f"head by {gap:.0%} of the largest. Take another base_model, or add what it does to modeling/heads.py."
         )
 
 

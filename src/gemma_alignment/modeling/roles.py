@@ -26,7 +26,7 @@ from gemma_alignment.modeling.adapters import (
     unusable,
 )
 from gemma_alignment.modeling.decoding import lay_side_by_side
-from gemma_alignment.modeling.heads import ScalarHead, chunked_logprobs, positions_at_a_time
+from gemma_alignment.modeling.heads import ScalarHead, as_the_model_does, chunked_logprobs, positions_at_a_time
 from gemma_alignment.modeling.lora import activate, adapted_layers, quicken, without_adapters
 from gemma_alignment.modeling.merging import empty_copy, matmul_weights, write_merged
 from gemma_alignment.modeling.optimizers import Kind, adam
@@ -224,9 +224,7 @@ class SharedBase:
 
     def head(self, states: Tensor) -> Tensor:
         """Logits (N, V) of hidden states (N, d): for a few positions at a time, see ``positions_at_a_time``."""
-        logits = self.model.get_output_embeddings()(states)
-        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
-        return torch.tanh(logits / cap) * cap if cap else logits
+        return as_the_model_does(self.model.get_output_embeddings()(states), self.model.config.get_text_config())
 
     @property
     def positions_at_a_time(self) -> int:

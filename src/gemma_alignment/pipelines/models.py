@@ -51,12 +51,12 @@ def open_base(
     ``is_shared_out``: whether several processes hold a share each; a whole base passes through this one's memory.
 
     Raises:
-        UserError: when either cannot be read, or they do not fit each other.
+        UserError: when either cannot be read, they do not fit each other, or the base is of an unknown kind.
     """
     import torch
 
     from gemma_alignment.modeling.embedding import shrink_embedding
-    from gemma_alignment.modeling.loading import check_tokenizer, load_base, load_chat
+    from gemma_alignment.modeling.loading import check_head, check_tokenizer, load_base, load_chat
     from gemma_alignment.modeling.roles import SharedBase
     from gemma_alignment.modeling.sharding import share_out
     from gemma_alignment.parameters.training import ModelingParameters
@@ -69,7 +69,9 @@ def open_base(
         shrink_embedding(base)
     if is_shared_out:
         share_out(base, device)
-    return SharedBase(base, settings.lora, seed, settings.gradient_checkpointing, settings.optimizer), chat
+    model = SharedBase(base, settings.lora, seed, settings.gradient_checkpointing, settings.optimizer)
+    check_head(model)
+    return model, chat
 
 
 def open_start(
