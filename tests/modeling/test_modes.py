@@ -59,6 +59,15 @@ def test_checkpointing_changes_no_gradient() -> None:
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
 
 
+def test_checkpointing_leaves_nothing_behind_in_the_model() -> None:
+    """A hook more with every micro-batch would make each later call slower, sampling too."""
+    one = model(checkpointing=True)
+    before = sum(len(part._forward_hooks) for part in one.model.modules())
+    for _ in range(3):
+        gradients(one)
+    assert sum(len(part._forward_hooks) for part in one.model.modules()) == before
+
+
 def test_in_four_bits_a_forward_without_gradient_changes_neither_weights_nor_gradients(tmp_path) -> None:
     """bitsandbytes would lay them out anew on CPUs with AVX512-BF16, and leave them out of every later backward."""
     one = shared(("policy",), base=rounded("nf4", tmp_path))

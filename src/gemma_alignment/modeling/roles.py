@@ -178,11 +178,11 @@ class SharedBase:
         for parameter in self.parameters_of(name):
             parameter.requires_grad_(train)
         if self._checkpointing and train:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
-            self.model.enable_input_require_grads()
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
+            self.model.disable_input_require_grads()  # for re-entrant checkpoints; every entry would add one more hook
             self.model.train()  # checkpointing runs in train mode only; every dropout is 0
         elif self._checkpointing:
-            self.model.gradient_checkpointing_disable()
+            self.model.activation_checkpointing_disable()
 
     def named_parameters_of(self, name: Role) -> dict[str, nn.Parameter]:
         """The tensors that training this role changes: its adapter's and, as ``head.…``, its head's."""
