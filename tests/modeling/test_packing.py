@@ -104,6 +104,23 @@ def test_every_real_token_stands_once_and_prompts_once_a_prompt() -> None:
         assert [int(flat[i]) for i in row[: len(answer) + 1]] == [prompt[-1], *answer]
 
 
+def test_a_long_prompt_stands_once_for_as_many_responses_as_it_is_long() -> None:
+    prompt = list(range(3, 303))
+    packed = pack(sequences([prompt] * 8, [[400 + i] * 32 for i in range(8)], 0))
+    assert packed.real == 300 + 8 * 32 and len(packed.tokens) == 1
+    packed = pack(sequences([prompt[:120]] * 2, [[400] * 40, [401] * 40], 0))
+    assert packed.real == 120 + 2 * 40, "chosen and rejected share their prompt"
+    packed = pack(sequences([prompt[:100]] * 8, [[400 + i] * 50 for i in range(8)], 0))
+    assert packed.tokens.shape == (4, 200), "half of each row is the prompt: a longer one would cost attention more"
+
+
+def test_one_long_prompt_does_not_pad_every_other_row() -> None:
+    rows = [list(range(3, 1003)), *([2000 + i] * 60 for i in range(31))]
+    packed = pack(sequences(rows, [[7] * 32] * 32, 0))
+    assert packed.tokens.shape == (4, 1032)
+    assert packed.real == 1000 + 31 * 60 + 32 * 32
+
+
 def test_tokens_after_the_same_tokens_are_one_position_by_hand() -> None:
     """Prompt 2 3 with responses 4 5 1 and 4 6 1; prompt 2 4 with response 5 1: the last is after 2 4, not 2 3 4."""
     packed = pack(sequences([[2, 3], [2, 3], [2, 4]], [[4, 5, 1], [4, 6, 1], [5, 1]], 0))
@@ -163,7 +180,7 @@ def test_packed_and_padded_agree_in_value_and_gradient(
 
 
 def test_a_gemma_computes_no_padding_and_no_prompt_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "WIDTH", 6)
+    monkeypatch.setattr(packing, "WIDTH", 8)
     model = base("gemma").model
     packed = pack(batch())
     assert packed.real > 24 and packed.tokens.numel() > packed.real
@@ -227,6 +244,57 @@ def test_a_mask_that_a_model_reads_otherwise_is_noticed(
     assert "padded, not packed" in caplog.text
     with expected.role("policy"):
         assert torch.equal(found, expected.logprobs(batch(), 1.0)[0])
+
+
+STATEFUL = {
+    "linear_attention": ("in_proj", lambda: transformers.Mamba2ForCausalLM(transformers.Mamba2Config(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_heads=4, head_dim=16, state_size=8, n_groups=1,
+        chunk_size=16, pad_token_id=0, bos_token_id=2, eos_token_id=1,
+    ))),
+    "conv": ("q_proj", lambda: transformers.Lfm2ForCausalLM(
+        transformers.Lfm2Config(**sizes(layer_types=["conv", "full_attention"]))
+    )),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", STATEFUL)
+def test_layers_that_read_past_a_mask_are_padded(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    target, make = STATEFUL[kind]
+    torch.manual_seed(3)
+    model = SharedBase(make().eval().requires_grad_(False), SimpleNamespace(rank=4, alpha=8, targets=[target]), 0)
+    model.add("policy")
+    with caplog.at_level(logging.WARNING), model.role("policy"):
+        model.logprobs(batch(), 1.0)
+    assert model.packing.agrees is False
+    said = [record.message for record in caplog.records if record.name.endswith("states")]
+    assert len(said) == 1 and f"layers of the kind {kind} take no mask" in said[0]
+
+
+def test_a_first_batch_that_cannot_tell_is_not_alone_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one response a prompt, and a prompt a row, the states are right under a mask that only looks back."""
+    look_back = lambda _, packed, dtype: torch.triu(  # noqa: E731
+        torch.full((packed.tokens.shape[1],) * 2, torch.finfo(dtype).min), 1
+    ).expand(len(packed.tokens), 1, -1, -1)
+    monkeypatch.setattr(states, "masks_for", look_back)
+    alone = sequences([[10 + i] * 35 for i in range(3)], [[20 + i] * 40 for i in range(3)], 0)
+    model = base("llama")
+    assert len(pack(alone).tokens) == 3 and states._is_same(model.model, alone, 1e-4)
+    with model.role("policy"):
+        model.logprobs(alone, 1.0)
+    assert model.packing.agrees is False
+
+
+def test_a_check_that_runs_out_of_memory_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The padded way takes more: to fall back on it would hide what is wrong."""
+
+    def full(*args: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(states, "packed_states", full)
+    model = base("gemma")
+    with pytest.raises(torch.OutOfMemoryError), model.role("policy"):
+        model.logprobs(batch(), 1.0)
+    assert model.packing.agrees is None
 
 
 def test_values_and_scores_are_those_of_the_padded_way() -> None:

@@ -12,7 +12,10 @@ from toy import PROMPTS, chat, disturb, rounded, settings, shared
 
 from gemma_alignment.config import build
 from gemma_alignment.errors import UserError
+from gemma_alignment.modeling import states
+from gemma_alignment.modeling.packing import pack
 from gemma_alignment.parameters.training import PolicyOptimizationParameters
+from gemma_alignment.schemas import Minibatch
 from gemma_alignment.training.kl_control import KLController
 from gemma_alignment.training.methods import METHODS
 from gemma_alignment.training.policy_evaluation import HeldOut
@@ -59,6 +62,17 @@ def adapters(model: Any) -> dict[str, torch.Tensor]:
 def trained(one: Run) -> tuple[str, ...]:
     """The roles that learn."""
     return ("policy", "critic") if one.method.needs_critic else ("policy",)
+
+
+@pytest.mark.parametrize("name", ["ppo", "grpo"])
+def test_policy_and_critic_learn_from_one_packing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed: list[Any] = []
+    monkeypatch.setattr(states, "pack", lambda given: packed.append(given) or pack(given))
+    one = run(name, shared_changes={"num_iterations": 1})
+    list(optimize(one))
+    micro = [given for given in packed if isinstance(given, Minibatch)]
+    assert len(micro) == one.method.update_epochs * 8 // 4
+    assert len({id(given) for given in micro}) == len(micro)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,4 +1,4 @@
-"""Many responses in few rows: each distinct prompt is computed once, and hardly a position is padding.
+"""Many responses in few rows: a prompt stands once for many responses, and hardly a position is padding.
 
 A row holds groups one after another; a group is a prompt and the responses to it. A response sees its own
 prompt and itself, so its hidden states are those of the padded way:
@@ -20,7 +20,11 @@ from gemma_alignment.modeling.sequences import HasSequences
 from gemma_alignment.modeling.transfers import to_device
 
 WIDTH = 128
-"""Positions that a row is filled up to. A longer group is split, its prompt computed once more."""
+"""Positions that a row is filled up to, or up to the longest group.
+
+A group is split where it would be longer than this and than twice its prompt: of a row, a prompt that is computed once
+more is half at most. Rows without end would cost attention more than that saves.
+"""
 
 
 @dataclass(frozen=True)
@@ -150,12 +154,12 @@ def _index(parts: Tensor, real: Tensor) -> Tensor:
 
 
 def _groups(prompts: Sequence[tuple[int, ...]], sizes: Sequence[int]) -> list[_Group]:
-    """The responses of each prompt, in as many groups as the width asks for."""
+    """The responses of each prompt, in as many groups as WIDTH asks for."""
     open_groups: dict[tuple[int, ...], _Group] = {}
     closed = []
     for i, (prompt, size) in enumerate(zip(prompts, sizes, strict=True)):
         group = open_groups.get(prompt, _Group(prompt, [], len(prompt)))
-        if group.rows and group.size + size > WIDTH:
+        if group.rows and group.size + size > max(WIDTH, 2 * len(prompt)):
             closed.append(group)
             group = _Group(prompt, [], len(prompt))
         open_groups[prompt] = _Group(prompt, [*group.rows, i], group.size + size)
@@ -164,10 +168,11 @@ def _groups(prompts: Sequence[tuple[int, ...]], sizes: Sequence[int]) -> list[_G
 
 def _first_fit(groups: list[_Group]) -> list[list[_Group]]:
     """Groups into rows: each where it still fits, the largest first."""
+    width = max(WIDTH, *(group.size for group in groups))
     rows: list[list[_Group]] = []
     for group in sorted(groups, key=lambda one: -one.size):
         for row in rows:
-            if sum(one.size for one in row) + group.size <= WIDTH:
+            if sum(one.size for one in row) + group.size <= width:
                 row.append(group)
                 break
         else:
@@ -181,6 +186,9 @@ def masks_for(config: Any, packed: Packed, dtype: torch.dtype) -> Any:
     Layers of more than one kind (Gemma 2 and 3, Qwen 2 with a window) take one for each kind by name; a window
     without kinds (Mistral) takes one mask, already windowed; everything else takes a full one. A float mask,
     since eager attention adds what it is given.
+
+    Raises:
+        ValueError: for layers of another kind.
     """
 
     def additive(window: int | None) -> Tensor:
@@ -189,6 +197,8 @@ def masks_for(config: Any, packed: Packed, dtype: torch.dtype) -> Any:
 
     window = getattr(config, "sliding_window", None)
     kinds: Sequence[str] = getattr(config, "layer_types", None) or ()
+    if other := sorted(set(kinds) - {"full_attention", "sliding_attention"}):
+        raise ValueError(f"layers of the kind {other[0]} take no mask of which position attends to which")
     if len(set(kinds)) > 1:
         return {"full_attention": additive(None), "sliding_attention": additive(window)}
     sliding = window is not None and (not kinds or kinds[0] == "sliding_attention")

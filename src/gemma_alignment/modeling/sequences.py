@@ -30,14 +30,15 @@ class _Tensors(NamedTuple):
 
 
 class Sequences(_Tensors):
-    """The plain carrier of :class:`HasSequences`; what several passes make of it is kept with it."""
+    """The plain carrier of :class:`HasSequences`."""
 
-    def once(self, name: str, make: Callable[[], T]) -> T:
-        """``make()``, and from then on what it gave: the tensors must not change."""
-        kept = vars(self)
-        if name not in kept:
-            kept[name] = make()
-        return cast(T, kept[name])
+
+def once(batch: HasSequences, name: str, make: Callable[[], T]) -> T:
+    """``make()``, kept with the batch for the next pass over it: its tensors must not change."""
+    kept = vars(batch)
+    if name not in kept:
+        kept[name] = make()
+    return cast(T, kept[name])
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, left: bool) -> tuple[Tensor, Tensor]:

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gemma_alignment.errors import brief, let_through
 from gemma_alignment.modeling.gemma import gemma_states, is_plain
 from gemma_alignment.modeling.packing import masks_for, pack
-from gemma_alignment.modeling.sequences import HasSequences, Sequences
+from gemma_alignment.modeling.sequences import HasSequences, once, sequences
 from gemma_alignment.modeling.transfers import to_device
 
 _LOG = logging.getLogger(__name__)
@@ -18,7 +19,7 @@ GAP = {True: 1e-4, False: 0.05}
 
 
 class Packing:
-    """Which way a model's states are computed: asked once, of its first batch, computed both ways.
+    """Which way a model's states are computed: asked once, of a crowded row and of its first batch, both ways.
 
     The answer is part of a checkpoint: a run that goes on has another first batch and other weights, and the two
     ways differ by rounding.
@@ -60,8 +61,7 @@ def padded_states(model: Any, batch: HasSequences, wanted: Tensor) -> tuple[Tens
 
 def packed_states(model: Any, batch: HasSequences, wanted: Tensor) -> tuple[Tensor, int]:
     """The same with each distinct prompt computed once."""
-    packed = batch.once("packed", lambda: pack(batch)) if isinstance(batch, Sequences) else pack(batch)
-    packed = packed.to(model.device)
+    packed = once(batch, "packed", lambda: pack(batch)).to(model.device)
     places = packed.index[wanted]
     if is_plain(model):
         return gemma_states(model, packed, places)
@@ -72,15 +72,28 @@ def packed_states(model: Any, batch: HasSequences, wanted: Tensor) -> tuple[Tens
     return states.flatten(0, 1).index_select(0, places), packed.real  # not by brackets, whose gradient is slow
 
 
-@torch.no_grad()
 def _agrees(model: Any, batch: HasSequences, allowed: float) -> bool:
+    """Whether the states are the same both ways, where a row holds all that it may hold, and in a real batch.
+
+    A batch alone may not tell: where every row is one prompt with one response, any model's are.
+    """
+    prompts, answers = [[0, 1, 2], [3, 4, 5]], [[6, 7, 8], [9, 10]]
+    crowded = sequences([prompt for prompt in prompts for _ in answers], answers * len(prompts), 0)
+    return all(_is_same(model, one, allowed) for one in (crowded, batch))
+
+
+@torch.no_grad()
+def _is_same(model: Any, batch: HasSequences, allowed: float) -> bool:
     """Whether the states are the same both ways: before the first response token and after every real one."""
     before = torch.ones_like(batch.response_mask[:, :1])
     real = to_device(torch.cat([before, batch.response_mask], 1), model.device)
     try:
         packed, padded = packed_states(model, batch, real)[0], padded_states(model, batch, real)[0]
-    except (TypeError, ValueError, RuntimeError) as error:
-        _LOG.warning("Sequences are padded, not packed: %s", str(error).splitlines()[0])
+    except torch.OutOfMemoryError:  # the padded way takes more
+        raise
+    except Exception as error:  # whatever a model says to a mask that it does not know
+        let_through(error)
+        _LOG.warning("Sequences are padded, not packed: %s", brief(error))
         return False
     gap = float(((packed - padded).abs().max() / padded.abs().max()).cpu())
     if not gap <= allowed:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gemma_alignment.modeling import ranks
 from gemma_alignment.modeling.protocols import Role, Text
-from gemma_alignment.modeling.sequences import Sequences
+from gemma_alignment.modeling.sequences import Sequences, once
 from gemma_alignment.rollout.sampling import Rollout, sample
 from gemma_alignment.schemas import Experience, order_by_prompt
 
@@ -101,7 +101,7 @@ def in_parts(batch: Sequences, size: int, function: Callable[[Sequences], Tensor
     """
     if not len(batch.response_mask):
         raise ValueError("an empty batch has nothing to score")
-    parts = batch.once(f"parts of {size}", lambda: _parts(batch, size))
+    parts = once(batch, f"parts of {size}", lambda: _parts(batch, size))
     results = [(rows, function(part).float().cpu()) for rows, part in parts]
     out = torch.zeros(batch.response_mask.shape[: results[0][1].dim()])
     for rows, found in results:

@@ -184,9 +184,9 @@ def _step(
     where = {role: f"{run.method.name}, iteration {iteration}, {role}" for role in optimizers}
     beginning = FirstRatio(run.model.is_exact) if first else None
     for part in ranks.mine([*minibatch.split(ranks.at_most(run.settings.microbatch_size, len(minibatch)))]):
-        micro = _on(run.model.device, part)
+        micro = _on(run.model.device, part)  # for the losses: the model packs what is still in this process's memory
         with run.model.role("policy", train=True):
-            logprobs, entropy = run.model.logprobs(micro, run.rollout.temperature)
+            logprobs, entropy = run.model.logprobs(part, run.rollout.temperature)
             loss, found = run.method.policy_loss(logprobs, micro, normalizer)
             check_loss(loss, {"logprobs": logprobs}, micro, where["policy"])
             if beginning is not None:
@@ -196,7 +196,7 @@ def _step(
         _add(stats, {"policy/entropy": (entropy * micro.response_mask).sum() / normalizer.tokens})
         if run.method.needs_critic:
             with run.model.role("critic", train=True):
-                values = run.model.values(micro)
+                values = run.model.values(part)
                 loss, found = run.method.value_loss(values, micro, normalizer)
                 check_loss(loss, {"values": values}, micro, where["critic"])
                 loss.backward()
