@@ -43,8 +43,8 @@ def peers(found: dict[str, Any]) -> str:
     """Ours against TRL."""
     lines = [
         "| job | TRL | rounds | faster, processor time | faster, clock | target | peak memory, ours / TRL's | "
-        "GFLOP, ours / TRL's | tokens a response, ours / TRL's |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "GFLOP, ours / TRL's | tokens a response, ours / TRL's | commit, load |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in found["cases"]:
         ours, theirs = row["counted"]
@@ -54,7 +54,8 @@ def peers(found: dict[str, Any]) -> str:
             f"| {NAMES[row['case']]} | {row['trl']} | {row['laps']} | **{spread(row['ratio_cpu'])}** | "
             f"{spread(row['ratio_wall'])} | {target} | "
             f"{row['memory_ratio']:.2f} ({row['ours_peak_mb']:.0f} / {row['theirs_peak_mb']:.0f} MiB) | "
-            f"{ours / 1e9:.1f} / {theirs / 1e9:.1f} | {lengths} |"
+            f"{ours / 1e9:.1f} / {theirs / 1e9:.1f} | {lengths} | "
+            f"{row['machine']['commit']}, {row['machine']['load'][0]} |"
         )
     return "\n".join([*lines, "", places(found["cases"])])
 
