@@ -139,16 +139,19 @@ def test_a_dry_run_says_what_decoding_in_another_precision_costs(parameters):
     assert "merged copy" not in looked_at(parameters)["memory grpo"].said
     dense = merged(parameters, {"rollout": {"weights": "merged", "precision": "bf16"}})
     said = looked_at(dense)["memory grpo"].said
-    assert "(rollout); the merged copy to decode with takes 5.0, from shapes alone" in said
+    assert said.endswith("all the time: base 2.07, policy 0.24, reward model 0.08, merged copy to decode with 5.01")
     plain, copied = (
         next(peak.bytes for peak in peaks(PLAN, one, GEMMA_2B) if peak.stage == "grpo") for one in (parameters, dense)
     )
     weights = GEMMA_2B.linear_weights + GEMMA_2B.table_weights
     assert copied - plain == pytest.approx(2 * weights, rel=0.02)
     single = merged(dense, {"modeling": {"dtype": "float32"}})
-    half = next(peak.copy for peak in peaks(PLAN, single, GEMMA_2B) if peak.stage == "grpo")
     as_held = merged(single, {"rollout": {"precision": "as_held"}})
-    assert next(peak.copy for peak in peaks(PLAN, as_held, GEMMA_2B) if peak.stage == "grpo") == 2 * half
+    half, full = (
+        next(peak.parts["merged copy to decode with"] for peak in peaks(PLAN, one, GEMMA_2B) if peak.stage == "grpo")
+        for one in (single, as_held)
+    )
+    assert full == 2 * half
 
 
 def test_what_several_gpus_do_is_at_most_as_many_times_what_one_does(parameters):
@@ -314,6 +317,30 @@ def test_a_model_within_reach_needs_no_token(parameters, monkeypatch):
 
 def test_the_embedded_study_needs_nothing(parameters):
     assert preflight(PLAN, read_parameters(ROOT, "base", {}), Path("/")) == []
+
+
+def test_a_paid_judge_of_the_embedded_study_is_asked_with_a_key_and_costs_money(parameters, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    paid = read_parameters(ROOT, "base", {"judge.kind": "openai"})
+    lines = looked_at(paid)
+    assert list(lines) == ["OPENAI_API_KEY", "judge"]
+    assert lines["OPENAI_API_KEY"].is_missing and "USD" in lines["judge"].said
+    assert not any(line.is_fatal for line in lines.values()), "answers can be judged later"
+    low = looked_at(merged(paid, {"judge": {"remote": {"spend_cap_usd": 0.001}}}))
+    assert low["judge"].is_missing and low["judge"].said.endswith("TOO LOW")
+    own = looked_at(merged(paid, {"judge": {"base_url": "http://127.0.0.1:8000/v1"}}))
+    assert list(own) == ["judge"], "a service of one's own asks for no key of OpenAI's"
+
+
+def test_a_dry_run_says_what_each_role_takes(parameters):
+    """In 4 bits 2.07 GB of base; 19.6 million weights an adapter, of which a trained one has 8 bytes more."""
+    said = {name: line.said for name, line in looked_at(parameters).items() if name.startswith("memory")}
+    assert said["memory ppo"].endswith("; all the time: base 2.07, policy 0.24, reward model 0.08, critic 0.24")
+    assert said["memory grpo"].endswith("; all the time: base 2.07, policy 0.24, reward model 0.08")
+    assert not any("all the time" in text for name, text in said.items() if name not in ("memory ppo", "memory grpo"))
+    copies = {"sharing": "separate_copies", "rl_base": "sft_adapter"}
+    each = looked_at(merged(parameters, {"modeling": copies}))["memory ppo"].said
+    assert each.endswith("all the time: 4 bases 8.28, SFT adapter 0.31, policy 0.24, reward model 0.08, critic 0.24")
 
 
 def test_the_shape_of_another_model_is_read_or_not_guessed(parameters, monkeypatch):

@@ -134,19 +134,27 @@ class Work:
         return self.rows * (self.prompt + self.response)
 
 
+def standing(shape: Shape, hold: Holding, critic: bool) -> dict[str, float]:
+    """Bytes of what an arm holds all the time: base, each role's adapter and, where it trains, moments, merged copy."""
+    lora = shape.lora_weights(hold.rank)
+    bases = (4 if critic else 3) if hold.sharing == "separate_copies" else 1
+    learner = (FP32 + MOMENTS[hold.optimizer]) * lora
+    return {
+        "base" if bases == 1 else f"{bases} bases": bases * hold.base(shape) / hold.shares,
+        **({"SFT adapter": bases * FP32 * lora} if hold.rl_base == "sft_adapter" else {}),
+        "policy": learner,
+        "reward model": FP32 * lora,
+        **({"critic": learner} if critic else {}),
+        **({"merged copy to decode with": decoding_copy(shape, hold)} if hold.weights == "merged" else {}),
+    }
+
+
 def phases(shape: Shape, hold: Holding, work: Work, critic: bool) -> dict[str, float]:
     """Peak bytes of each phase of an iteration, the second or a later one: the optimizers hold their moments."""
-    lora = shape.lora_weights(hold.rank)
-    trained = lora * (2 if critic else 1)
-    frozen = lora * (2 if hold.rl_base == "sft_adapter" else 1)
-    roles = 4 if critic else 3
-    bases = roles if hold.sharing == "separate_copies" else 1
-    if hold.rl_base == "sft_adapter" and hold.sharing == "separate_copies":
-        frozen += lora * (roles - 1)  # each copy carries the frozen SFT adapter
-    load = bases * hold.base(shape) / hold.shares + FP32 * (trained + frozen)
-    resident = load + MOMENTS[hold.optimizer] * trained
-    standing = resident + decoding_copy(shape, hold)
-    passing = standing + hold.gathered(shape)
+    trained = shape.lora_weights(hold.rank) * (2 if critic else 1)
+    stands = sum(standing(shape, hold, critic).values())
+    load = stands - MOMENTS[hold.optimizer] * trained - decoding_copy(shape, hold)
+    passing = stands + hold.gathered(shape)
     states = 2 * work.positions * shape.hidden * hold.width
     both, read = FP32 * trained, work.rows * work.response
     found = {
@@ -157,7 +165,7 @@ def phases(shape: Shape, hold: Holding, work: Work, critic: bool) -> dict[str, f
     }
     if critic:
         found["critic backward"] = passing + both + states + _backward(shape, hold, work.positions, 0)
-    found["optimizer"] = standing + both
+    found["optimizer"] = stands + both
     return found
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from gemma_alignment.modeling.memory import (
     Work,
     answering,
     comparing,
-    decoding_copy,
     merging,
     phases,
+    standing,
     training,
 )
 from gemma_alignment.parameters import section_class
@@ -42,8 +42,8 @@ class Peak:
     stage: str
     bytes: float
     when: str
-    copy: float = 0.0
-    """Bytes of the merged copy that responses are decoded with."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Bytes of what an arm holds all the time, role by role."""
 
 
 def peaks(plan: Plan, parameters: Parameters, shape: Shape, processes: int = 1) -> Iterator[Peak]:
@@ -62,7 +62,7 @@ def peaks(plan: Plan, parameters: Parameters, shape: Shape, processes: int = 1) 
         alone = dataclasses.replace(work, group_size=1)  # held-out prompts are answered once each
         found["evaluation"] = phases(shape, share, alone, has_critic(method))["rollout"]
         when, peak = max(found.items(), key=lambda item: item[1])
-        yield Peak(method, peak, when, decoding_copy(shape, hold))
+        yield Peak(method, peak, when, standing(shape, share, has_critic(method)))
     yield Peak("export", merging(shape, hold, 0, again=False), "the merged copy beside the base")
 
 

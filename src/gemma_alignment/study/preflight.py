@@ -47,15 +47,16 @@ class Line:
 
 
 def preflight(plan: Plan, parameters: Parameters, data_root: Path, processes: int = 1) -> list[Line]:
-    """What a study on a hub model needs and whether it is there; nothing of an embedded one.
+    """What a study on a hub model needs and whether it is there; of one that pretrains its own what a paid judge needs.
 
     ``processes`` train each policy.
     """
+    judge = _judge(plan, parameters)
     if parameters["modeling"]["base_model"] == "pretrain":
-        return []
+        return [*_key(parameters), judge] if parameters["judge"]["kind"] == "openai" else []
     model = _model(parameters)
     shape = _shape(parameters, model.is_missing)
-    lines = [*_credentials(parameters, model.is_missing), model]
+    lines = [_token(model.is_missing), *_key(parameters), model]
     if shape is None:
         known = ", ".join(SHAPES)
         lines.append(Line("size", f"not estimated: its configuration cannot be read (that of {known} is known)"))
@@ -64,7 +65,7 @@ def preflight(plan: Plan, parameters: Parameters, data_root: Path, processes: in
         found = list(peaks(plan, parameters, shape, processes))
         most = max(peak.bytes for peak in found if peak.stage != "export")
         lines += [_gpu(parameters, most), *map(_memory, found), *_disk(plan, parameters, shape, data_root)]
-    return [*lines, *_hours(plan, parameters), _judge(plan, parameters)]
+    return [*lines, *_hours(plan, parameters), judge]
 
 
 def storage(data_root: str) -> Iterator[Line]:
@@ -79,13 +80,16 @@ def storage(data_root: str) -> Iterator[Line]:
         yield Line("bucket", f"{data_root} can be listed")
 
 
-def _credentials(parameters: Parameters, model_is_missing: bool) -> Iterator[Line]:
-    """Whether they are set; never what they are. A model within reach needs no token."""
+def _token(model_is_missing: bool) -> Line:
+    """Whether the hub's is set; never what it is. A model within reach needs none."""
     if os.environ.get("HF_TOKEN"):
-        yield Line("HF_TOKEN", "set")
-    else:
-        said = "NOT SET: a gated model is fetched with it; export HF_TOKEN=..."
-        yield Line("HF_TOKEN", said if model_is_missing else "not set, and not needed", model_is_missing)
+        return Line("HF_TOKEN", "set")
+    said = "NOT SET: a gated model is fetched with it; export HF_TOKEN=..."
+    return Line("HF_TOKEN", said if model_is_missing else "not set, and not needed", model_is_missing)
+
+
+def _key(parameters: Parameters) -> Iterator[Line]:
+    """Whether that of the judge's service is set, where it asks for one; never what it is."""
     if parameters["judge"]["kind"] == "openai" and parameters["judge"]["base_url"] is None:
         is_set = bool(os.environ.get("OPENAI_API_KEY"))
         said = "set" if is_set else "NOT SET: the judge is asked with it; export OPENAI_API_KEY=..."
@@ -134,9 +138,9 @@ def _gpu(parameters: Parameters, most: float | None) -> Line:
 
 def _memory(peak: Peak) -> Line:
     beside = "; no part of the study" if peak.stage == "export" else ""
-    copy = f"; the merged copy to decode with takes {peak.copy / GB:.1f}" if peak.copy else ""
-    said = f"about {peak.bytes / GB:.1f} GB of the GPU at its peak ({peak.when}){copy}, from shapes alone{beside}"
-    return Line(f"memory {peak.stage}", said)
+    parts = ", ".join(f"{name} {size / GB:.2f}" for name, size in peak.parts.items())
+    said = f"about {peak.bytes / GB:.1f} GB of the GPU at its peak ({peak.when}), from shapes alone{beside}"
+    return Line(f"memory {peak.stage}", f"{said}; all the time: {parts}" if parts else said)
 
 
 def _disk(plan: Plan, parameters: Parameters, shape: Shape, data_root: Path) -> Iterator[Line]:
