@@ -11,8 +11,9 @@ import pytest
 
 from gemma_alignment.fingerprints import ATTEMPT, Record
 from gemma_alignment.storage import lease as leases
+from gemma_alignment.storage import patience
 from gemma_alignment.storage.address import working_folder
-from gemma_alignment.storage.bucket import Bucket, Unreachable
+from gemma_alignment.storage.bucket import Away, Bucket, Unreachable
 from gemma_alignment.storage.mirror import Mirror
 from gemma_alignment.study import attempt as module
 from gemma_alignment.study.engine import Site
@@ -170,6 +171,26 @@ def test_what_was_finished_here_while_the_bucket_was_away_is_not_done_before_the
     assert attempt() == Outcome(0) and len(begun) == 1  # which brings it, and all that belongs to it
     node.push([run])
     assert attempt() == Outcome(0) and len(begun) == 1
+
+
+@pytest.mark.parametrize("verb", ["write", "listing", "read"])
+def test_a_bucket_that_is_away_when_a_run_begins_is_waited_for(elsewhere, monkeypatch, verb):
+    attempt, real, calls = elsewhere("grpo", seed=1), getattr(Bucket, verb), []
+    Record("grpo", 1, "", {}, {}, attempt=attempt.mark).end("finished").write(
+        working_folder(attempt.premises.address) / "07_model_output/grpo/seed=1"
+    )
+
+    def away(self, *words):
+        calls.append(words)
+        if len(calls) in (1, 3, 6):
+            raise Away("it is away.")
+        return real(self, *words)
+
+    waits, over = [], SimpleNamespace(wait=lambda seconds=None: 0, poll=lambda: 0)
+    monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=waits.append))
+    monkeypatch.setattr(Bucket, verb, away)
+    monkeypatch.setattr(module.subprocess, "Popen", lambda said, **options: over)
+    assert attempt() == Outcome(0) and waits
 
 
 def test_another_study_is_refused(elsewhere, tmp_path):

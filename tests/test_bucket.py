@@ -12,9 +12,10 @@ from gemma_alignment.errors import UserError
 from gemma_alignment.fingerprints import Record
 from gemma_alignment.hooks import working_copy
 from gemma_alignment.storage import lease as leases
+from gemma_alignment.storage import patience
 from gemma_alignment.storage.address import working_folder
-from gemma_alignment.storage.bucket import Bucket, Unreachable
-from gemma_alignment.storage.lease import Lease, Lost
+from gemma_alignment.storage.bucket import Away, Bucket, Unreachable
+from gemma_alignment.storage.lease import STUDY, Lease, Lost
 
 pytestmark = pytest.mark.pipeline
 ARM = "07_model_output/grpo/seed=42"
@@ -163,9 +164,35 @@ def test_storage_without_rights_is_refused_before_anything_begins(project, place
     assert project.runs() == [] and not objects(place).exists()
 
 
+def test_a_bucket_that_is_away_when_a_run_of_a_study_begins_is_waited_for(project, place, monkeypatch):
+    verbs = {name: getattr(Bucket, name) for name in ("write", "create", "listing", "send")}
+    away = set(verbs)
+
+    def once(name):
+        def call(*words):
+            if name in away:
+                away.remove(name)
+                raise Away("it is away.")
+            return verbs[name](*words)
+
+        return call
+
+    for name in verbs:
+        monkeypatch.setattr(Bucket, name, once(name))
+    with pytest.raises(Away):
+        project.run("data_processing", data_root=place)  # by itself: who typed it is told at once
+    assert project.runs() == [] and away == {"create", "listing", "send"}
+    away.add("write")
+    monkeypatch.setenv(STUDY, "mark")
+    left = working_folder(place) / "07_model_output" / "data_processing" / "left.jsonl"  # to be brought there
+    left.parent.mkdir(parents=True, exist_ok=True), left.write_text("1\n")
+    project.run("data_processing", data_root=place)
+    assert not away and Record.read(objects(place) / "07_model_output" / "data_processing").status == "finished"
+
+
 def test_a_bucket_that_goes_away_is_survived_until_the_end(project, place, monkeypatch, caplog):
     project.run(*PREPARED, data_root=place)
-    monkeypatch.setattr(working_copy, "PATIENCE", 0.0)
+    monkeypatch.setattr(patience, "PATIENCE", 0.0)
     real = Bucket.send
     monkeypatch.setattr(Bucket, "send", lambda *words: (_ for _ in ()).throw(Unreachable("away.")))
     with pytest.raises(UserError, match=r"away\.\nAll that was made is in .* brings it to the bucket"):

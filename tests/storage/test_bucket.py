@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from gemma_alignment.errors import RunInterrupted, UserError
-from gemma_alignment.storage.bucket import Bucket, Unreachable
+from gemma_alignment.storage.bucket import Away, Bucket, Unreachable
 
 
 def test_what_is_written_is_read_listed_and_removed(bucket, tmp_path):
@@ -104,8 +104,9 @@ def test_what_a_store_refuses_is_one_message(monkeypatch, tmp_path, error, messa
         raise error
 
     monkeypatch.setattr(bucket._fs, "pipe_file", refuse)
-    with pytest.raises(Unreachable, match=f"local://{tmp_path}/a cannot be written.*{message}|{message}"):
+    with pytest.raises(Unreachable, match=f"local://{tmp_path}/a cannot be written.*{message}|{message}") as refused:
         bucket.check()
+    assert isinstance(refused.value, Away) == ("Check the network" in str(refused.value))
 
 
 def test_what_asks_the_run_to_stop_is_no_fault_of_the_store(monkeypatch, tmp_path):
@@ -152,5 +153,5 @@ def test_no_credentials_are_said(s3_server, monkeypatch, tmp_path):
 
 def test_a_server_that_does_not_answer_is_said(s3_server, monkeypatch, free_port):
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port}")
-    with pytest.raises(Unreachable, match="Check the network, AWS_ENDPOINT_URL"):
+    with pytest.raises(Away, match="Check the network, AWS_ENDPOINT_URL"):
         Bucket("s3://studies/a").check()

@@ -1,8 +1,9 @@
 """The working folder of a session whose data are in a bucket: what it needs comes here, what it makes goes there."""
 
 import logging
-import time
+import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,15 @@ from gemma_alignment.hooks.work import in_session
 from gemma_alignment.stages import PREPARATION, Stage
 from gemma_alignment.storage.address import is_bucket
 from gemma_alignment.storage.bucket import Unreachable
-from gemma_alignment.storage.lease import LEASE, Lease, Lost, Pulse, owner
+from gemma_alignment.storage.lease import LEASE, STUDY, Lease, Lost, Pulse, owner
 from gemma_alignment.storage.mirror import Mirror
 from gemma_alignment.storage.names import LOG, RECORD, group_of
+from gemma_alignment.storage.patience import PATIENCE, patiently
 
 logger = logging.getLogger(__name__)
 
 PAID = (".jsonl", ".spend.jsonl", ".batches.jsonl")
 """What a judge's files end in: replies, what was spent, batches that are under way."""
-PATIENCE = 600.0
-"""Seconds for which a finished run tries to bring its last files to a bucket that does not answer."""
 
 
 class Folder:
@@ -70,23 +70,26 @@ class WorkingCopy(Folder):
     def begin(self) -> None:
         """Take the stages, bring here what is needed and there what is newer here.
 
+        A run of a study waits for a bucket that is away: it was there when the study began.
+
         Raises:
             UserError: for a bucket without rights, and a stage that another process makes.
         """
+        seconds = PATIENCE if STUDY in os.environ else 0.0
         try:
-            self._mirror.bucket.check()
+            patiently(self._mirror.bucket.check, seconds=seconds)
             for stage in self._stages:
                 name = f"{self._mirror.name_of(stage.directory(self._mirror.folder))}/{LEASE}"
                 facts = owner(since=now(), command=command())
                 what = f"{stage.run_name} is being made in {self._mirror.bucket.address}"
-                self._leases.append(Lease.take(self._mirror.bucket, name, facts, what))
+                self._leases.append(Lease.take(self._mirror.bucket, name, facts, what, seconds))
             self._mirror.claim(self._own)
-            self._mirror.pull(self._is_needed)
+            patiently(partial(self._mirror.pull, self._is_needed), seconds=seconds)
             for folder in self._folders:
                 record = Record.read(folder)
                 if record is not None and record.status == "running":  # whoever wrote it has the stage no more
                     record.end("failed", f"its process {record.pid} on {record.host} was lost").write(folder)
-            self._mirror.push(self._own, before=self._check)
+            patiently(partial(self._mirror.push, self._own, before=self._check), seconds=seconds)
             self._is_here = True
         except BaseException:
             self._let_go()
@@ -122,19 +125,13 @@ class WorkingCopy(Folder):
             self._let_go()
 
     def _insist(self) -> None:
-        deadline, wait = time.monotonic() + PATIENCE, 1.0
-        while True:
-            try:
-                return self._push()
-            except Unreachable as error:
-                if time.monotonic() + wait > deadline:
-                    raise UserError(
-                        f"{error}\nAll that was made is in {self._mirror.folder}: the same command, or kedro study "
-                        "--resume, on this machine brings it to the bucket when that answers, unless another one has "
-                        "gone on with the run."
-                    ) from error
-            time.sleep(wait)
-            wait = min(60.0, 2 * wait)
+        try:
+            patiently(self._push, Unreachable)
+        except Unreachable as error:
+            raise UserError(
+                f"{error}\nAll that was made is in {self._mirror.folder}: the same command, or kedro study --resume, "
+                "on this machine brings it to the bucket when that answers, unless another one has gone on with the run."
+            ) from error
 
     def _push(self) -> None:
         self._check()

@@ -41,6 +41,10 @@ class Unreachable(UserError):
     """The store cannot be used; the message says why and what to do."""
 
 
+class Away(Unreachable):
+    """It does not answer, or with an error of its own: later it may."""
+
+
 @dataclass
 class Bucket:
     """The objects under ``address``, by their names relative to it."""
@@ -186,25 +190,30 @@ class Bucket:
             raise
         except Exception as error:
             let_through(error)
-            raise Unreachable(scrubbed(self._explained(verb, error))) from None  # a library's error may hold a key
+            what, refusal = f"{self.address} cannot be {VERBS[verb]}", _refusal(error)
+            if refusal is not None:
+                raise Unreachable(scrubbed(f"{what}: {refusal}")) from None  # a library's error may hold a key
+            cure = "Check the network, AWS_ENDPOINT_URL (a store of one's own) and data_root"
+            raise Away(scrubbed(f"{what} ({brief(error)}). {cure}")) from None
 
-    def _explained(self, verb: str, error: Exception) -> str:
-        names = [type(one).__name__ for one in chain(error)]
-        text = " ".join(f"{type(one).__name__} {one}" for one in chain(error))
-        what = f"{self.address} cannot be {VERBS[verb]}"
-        if any("Credentials" in name for name in names):
-            return (
-                f"{what}: there are no credentials. Give them by the environment (AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; GOOGLE_APPLICATION_CREDENTIALS), on every machine of the study"
-            )
-        if any(isinstance(one, PermissionError) for one in chain(error)) or any(word in text for word in REFUSED):
-            return (
-                f"{what}: the store refuses it to these credentials ({brief(error)}). A study needs the right to "
-                "list, read, write and delete under that address"
-            )
-        if any(isinstance(one, FileNotFoundError) for one in chain(error)) or "NoSuchBucket" in text:
-            return f"{what}: there is no such bucket. Make it first, or correct data_root"
-        return f"{what} ({brief(error)}). Check the network, AWS_ENDPOINT_URL (a store of one's own) and data_root"
+
+def _refusal(error: Exception) -> str | None:
+    """Why the store would say no again, and what to do; None where it may be well later."""
+    names = [type(one).__name__ for one in chain(error)]
+    text = " ".join(f"{type(one).__name__} {one}" for one in chain(error))
+    if any("Credentials" in name for name in names):
+        return (
+            "there are no credentials. Give them by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+            "AWS_PROFILE; GOOGLE_APPLICATION_CREDENTIALS), on every machine of the study"
+        )
+    if any(isinstance(one, PermissionError) for one in chain(error)) or any(word in text for word in REFUSED):
+        return (
+            f"the store refuses it to these credentials ({brief(error)}). A study needs the right to list, read, "
+            "write and delete under that address"
+        )
+    if any(isinstance(one, FileNotFoundError) for one in chain(error)) or "NoSuchBucket" in text:
+        return "there is no such bucket. Make it first, or correct data_root"
+    return None
 
 
 VERBS = {"open": "opened", "list": "listed", "read": "read", "write": "written", "remove": "cleared"}

@@ -14,11 +14,13 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Self
 
 from gemma_alignment.errors import UserError
 from gemma_alignment.liveness import birth, runs
 from gemma_alignment.storage.bucket import Bucket
+from gemma_alignment.storage.patience import patiently
 
 logger = logging.getLogger(__name__)
 
@@ -65,22 +67,29 @@ class Lease:
     """Not every store replaces an object at once: none is looked at while it is renewed."""
 
     @classmethod
-    def take(cls, bucket: Bucket, name: str, facts: Mapping[str, Any], what: str) -> Self:
+    def take(cls, bucket: Bucket, name: str, facts: Mapping[str, Any], what: str, seconds: float = 0.0) -> Self:
         """Make it, or take one that is over: stale, or of a process of this machine that has ended.
 
-        One of the same study is waited for: its machine was given up, and is silent soon or lets go of it.
+        One of the same study is waited for: its machine was given up, and is silent soon or lets go of it. A store that
+        does not answer is waited for so many ``seconds``.
 
         Raises:
             UserError: when somebody has it, with who that is; ``what`` says what it is for.
         """
-        lease, study = cls(bucket, name, facts), facts.get("study")
+        lease = cls(bucket, name, facts)
+        patiently(partial(lease._take, what), seconds=seconds)
+        return lease
+
+    def _take(self, what: str) -> None:
+        """A second time too: one that was made, though the store did not say so, has this mark."""
+        bucket, name, study = self.bucket, self.name, self.facts.get("study")
         deadline = time.monotonic() + GIVEN_UP
-        while not bucket.create(name, lease._content()):
+        while not bucket.create(name, self._content()):
             other = bucket.read(name)
             if other is None:
                 continue  # let go of between the two questions
             known, silent = _known(other), _silence(bucket, name)
-            if known.get("mark") == lease.mark:
+            if known.get("mark") == self.mark:
                 break  # made, but the answer was lost: asked a second time, the store says that it is there
             is_ours = study is not None and known.get("study", study) == study  # empty: it is just being written
             if silent <= (MISSED if is_ours else STALE) and not _is_over(known):
@@ -88,11 +97,10 @@ class Lease:
                     time.sleep(BEAT / 10)
                     continue
                 raise UserError(_refusal(bucket, name, what, known, silent))
-            bucket.write(name, lease._content())
+            bucket.write(name, self._content())
             time.sleep(SETTLED)
-            if lease.is_mine():
+            if self.is_mine():
                 break
-        return lease
 
     def is_mine(self) -> bool:
         """Whether this process still has it."""

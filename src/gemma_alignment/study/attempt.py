@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from gemma_alignment.errors import UserError
@@ -17,6 +18,7 @@ from gemma_alignment.fingerprints import ATTEMPT, Record
 from gemma_alignment.storage.lease import BEAT, GIVEN_UP
 from gemma_alignment.storage.mirror import Mirror
 from gemma_alignment.storage.names import RECORD, but_checkpoints, group_of
+from gemma_alignment.storage.patience import patiently
 from gemma_alignment.study.going_on import going_on
 from gemma_alignment.study.machine import RIGHTS, Outcome, Premises
 from gemma_alignment.study.orphans import settle
@@ -58,9 +60,9 @@ class Attempt:
             return Outcome(1, f"{socket.gethostname()}: {error}")
 
     def _here(self, mirror: Mirror | None) -> Outcome:
-        self.premises.check()
-        self._begin() if mirror is None else self._fetch(mirror)
-        run = self.left(mirror)
+        patiently(self.premises.check)
+        self._begin() if mirror is None else patiently(partial(self._fetch, mirror))
+        run = patiently(partial(self.left, mirror))
         if run is None:
             return Outcome(0)
         with self.log.open("ab" if run.params.get("resume") else "wb") as output:

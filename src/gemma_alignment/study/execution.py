@@ -18,7 +18,9 @@ from gemma_alignment.hooks.given import JUDGE, check_judge
 from gemma_alignment.hooks.store import SCHEME, await_server, shown
 from gemma_alignment.parameters.study import StudyParameters
 from gemma_alignment.stages import PREPARATION
+from gemma_alignment.storage.bucket import Unreachable
 from gemma_alignment.storage.lease import STUDY
+from gemma_alignment.storage.patience import patiently
 from gemma_alignment.study.board import Board
 from gemma_alignment.study.engine import Engine, Local, Site
 from gemma_alignment.study.heartbeat import Heartbeat
@@ -168,7 +170,7 @@ class _Study:
                     if child.state == "failed":
                         failed.append(child)
         if self._sight is not None and not isinstance(self.engine, Local):
-            self._sight.gather()
+            patiently(self._sight.gather, Unreachable)  # what the runs have made is there
         for child in failed:
             self._explain(child)
         return not failed

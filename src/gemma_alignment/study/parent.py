@@ -123,7 +123,8 @@ class ParentRun:
         """Give the records and MLflow runs of a process that is over the end that it did not write itself.
 
         A killed process leaves ``running`` behind; one that lost the server leaves a run that is
-        finished on disk only. Points that the run does not hold are sent from the files.
+        finished on disk only. One that ended well has said so in its record, which here may be behind while a bucket is
+        away. Points that the run does not hold are sent from the files.
         """
         if child.process is None:
             self._deliver(child, data_root)
@@ -133,9 +134,8 @@ class ParentRun:
             record = Record.read(directory)
             if record is None or not child.wrote(record):
                 continue
-            if record.status == "running":
-                record = record.end("failed", child.end)
-                record.write(directory)
+            if record.status == "running" and child.code != 0:
+                record.end("failed", child.end).write(directory)
         self._deliver(child, data_root)
 
     def _deliver(self, child: Child, data_root: Path) -> None:
