@@ -130,7 +130,7 @@ class WorkingCopy(Folder):
         except Unreachable as error:
             raise UserError(
                 f"{error}\nAll that was made is in {self._mirror.folder}: the same command, or kedro study --resume, "
-                "on this machine brings it to the bucket when that answers, unless another one has gone on with the run."
+                "on this machine brings it to the bucket when that answers, unless another one has gone on with it."
             ) from error
 
     def _push(self) -> None:
