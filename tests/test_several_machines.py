@@ -117,10 +117,12 @@ def history(project, run):
     return path.read_text().splitlines() if path.exists() else []
 
 
+NUMBERS = ("history.jsonl", "responses.jsonl", "samples.jsonl")
+
+
 def bytes_of(project, *found):
-    names = ("history.jsonl", "responses.jsonl", "samples.jsonl")
     folder = project.data / "07_model_output"
-    return {f"{run}/{name}": (folder / run / name).read_bytes() for run in found for name in names}
+    return {f"{run}/{name}": (folder / run / name).read_bytes() for run in found for name in NUMBERS}
 
 
 def test_every_machine_that_could_not_do_a_run_is_named_before_anything_is_spent(fleet, project, tmp_path):
@@ -184,6 +186,42 @@ def test_a_study_that_is_shot_is_finished_as_if_it_had_not_been(fleet, project, 
     for method in ("ppo", "grpo"):
         project.run(method, seed=1, overwrite=True)
     assert bytes_of(project, "grpo/seed=1", "ppo/seed=1") == on_ray
+
+
+def test_six_runs_on_machines_of_which_one_is_lost_are_those_of_one_machine(fleet, project, tmp_path):
+    """Of the whole study every number is the same to the byte: preparation, arms, what was judged, the comparison."""
+    arms = [f"{method}/seed={seed}" for method in ("grpo", "ppo") for seed in (1, 2, 3)]
+    every = ",".join(arm.replace("/seed=", ":") for arm in arms)
+    lost = fleet.join("node2", SMALL_HANG=every, SMALL_HANG_S="900")
+    for name in ("node3", "node4"):
+        fleet.join(name)
+    fleet.wait_for(4)
+    process = fleet.study(project, "--seeds=1,2,3")
+
+    def hanging():
+        begun = [arm for arm in arms if len(history(project, arm)) == 2]
+        return [arm for arm in begun if project.record(arm).host == "node2"]
+
+    wait_until(hanging, process)
+    (arm,) = hanging()
+    first, lines = project.record(arm), history(project, arm)
+    lost.power_off()
+    said, _ = process.communicate(timeout=1800)
+    assert process.returncode == 0, said
+    again = project.record(arm)
+    assert again.host in ("node3", "node4") and again.mlflow_run_id == first.mlflow_run_id
+    assert history(project, arm)[:2] == lines, "what was trained before its checkpoint is not trained again"
+    here = tmp_path / "here"
+    code, output = project.command("kedro", "study", "--env=test", "--seeds=1,2,3", f"--params=data_root={here}")
+    assert code == 0, output
+    found, expected = (
+        {path.relative_to(root).as_posix(): path.read_bytes() for name in (*NUMBERS, "comparison.json")
+         for path in root.rglob(name)}
+        for root in (project.data, here)
+    )  # fmt: skip
+    assert {f"07_model_output/{arm}/history.jsonl" for arm in arms} < expected.keys()
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if found[name] != expected[name]] == []
 
 
 def test_six_runs_on_three_machines_stand_under_one_parent_and_outlive_the_server(fleet, project, tmp_path):
