@@ -100,13 +100,20 @@ def test_what_an_earlier_study_lost_is_overwritten_though_only_that_study_wrote_
     assert words[-1] == "seed=1,overwrite=false,resume=true"
 
 
-@pytest.mark.parametrize(("host", "told"), [("elsewhere", "running"), (socket.gethostname(), "failed")])
-def test_a_study_does_not_say_for_another_machine_that_its_run_failed(tmp_path, monkeypatch, host, told):
+HERE = {"host": socket.gethostname()}
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [({"host": "elsewhere"}, "running"), (HERE, "failed"), ({**HERE, "born": "another-boot/1/17"}, "running")],
+    ids=["another machine", "this machine", "another machine of this name"],
+)
+def test_a_study_does_not_say_for_another_machine_that_its_run_failed(tmp_path, monkeypatch, place, told):
     monkeypatch.setattr(leases, "SETTLED", 0.0)
     address, run = f"local://{tmp_path}/store/a", "07_model_output/grpo/seed=1"
     with held(tmp_path / "driver", address) as sight:
         node = Mirror(address, tmp_path / "node")
-        record = Record("grpo", 1, "", {}, {}, host=host)
+        record = Record("grpo", 1, "", {}, {}, **place)
         record.write(node.folder / run), node.push([run])
         sight.gather()
         record.end("failed", "its machine was lost").write(sight.mirror.folder / run)

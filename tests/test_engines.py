@@ -16,7 +16,7 @@ from gemma_alignment.storage.address import working_folder
 from gemma_alignment.study import engine as module
 from gemma_alignment.study.command import planned, show, start
 from gemma_alignment.study.engine import Local, Site, engine
-from gemma_alignment.study.lock import alone, token_of
+from gemma_alignment.study.lock import alone, identity_of, token_of
 from gemma_alignment.study.oversight import held
 
 SLURM = SlurmParameters(60, None, None, None, ())
@@ -50,7 +50,7 @@ def test_a_study_that_an_engine_refuses_spoils_no_earlier_one(project, monkeypat
     bootstrap_project(project.root)
     asked = planned(project.root, "test", {}, "grpo", "1", False)
     with alone(project.data):
-        token = token_of(project.data)
+        token, identity = token_of(project.data), identity_of(project.data)
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UserError):
         start(asked, None, False, "slurm")
@@ -58,6 +58,7 @@ def test_a_study_that_an_engine_refuses_spoils_no_earlier_one(project, monkeypat
     monkeypatch.setattr("gemma_alignment.study.execution.run_study", lambda *words: 0)
     assert start(asked, None, True) == 0 and token_of(project.data) == token
     assert start(asked, None, False) == 0 and token_of(project.data) != token
+    assert identity and identity_of(project.data) == identity, "the folder is the same, whatever studies begin there"
 
 
 @pytest.mark.parametrize("name", ["local", "slurm"])

@@ -12,6 +12,7 @@ import pytest
 from gemma_alignment.errors import UserError
 from gemma_alignment.fingerprints import QUIET, Record, refuse_living
 from gemma_alignment.liveness import hold, is_held
+from gemma_alignment.storage.lease import LEASE
 from gemma_alignment.study.orphans import settle, settle_study
 from gemma_alignment.study.plan import Plan
 
@@ -33,6 +34,16 @@ def test_a_run_of_another_machine_that_holds_nothing_gets_its_end(tmp_path):
 
 def test_a_run_of_this_machine_whose_process_is_gone_gets_its_end(tmp_path):
     running(tmp_path, host=os.uname().nodename, pid=2**22 + 1, born=None)
+    settle([tmp_path], WHY)
+    assert Record.read(tmp_path).status == "failed"
+
+
+def test_a_run_of_another_machine_of_this_name_is_looked_at_by_its_lock(tmp_path):
+    """No process here has its number: where it is a clone or a container, that says nothing."""
+    record = running(tmp_path, host=os.uname().nodename, pid=2**22 + 1, born="another-boot/4026531836/17")
+    with hold(tmp_path), pytest.raises(UserError, match=f"is being written by process {record.pid}"):
+        settle([tmp_path], WHY, patience=0.3)
+    (tmp_path / LEASE).touch()  # the run that goes on waits for that one, in the bucket
     settle([tmp_path], WHY)
     assert Record.read(tmp_path).status == "failed"
 

@@ -14,6 +14,7 @@ from gemma_alignment.hooks.store import PARENT
 from gemma_alignment.hooks.tracking import STUDY
 from gemma_alignment.study.command import planned, start
 from gemma_alignment.study.execution import run_study
+from gemma_alignment.study.lock import LOCK, alone
 from gemma_alignment.study.parent import ParentRun
 from gemma_alignment.study.plan import Plan
 from gemma_alignment.study.project import Opened
@@ -210,6 +211,24 @@ def test_a_study_that_was_shot_before_it_wrote_anything_is_gone_on_with_or_ended
     assert following not in (shot, elsewhere)
     assert [status(one) for one in (shot, under, elsewhere, following)] == ["KILLED", "KILLED", "RUNNING", "RUNNING"]
     assert status(outlives) == "RUNNING"
+
+
+def test_a_study_of_the_same_path_on_another_machine_of_this_name_is_left(half):
+    """It shares the server; each of the folders was given an identity by its first study, which a restart keeps."""
+    experiment, numbers = Opened.open(half.root, plan()).experiment_id, itertools.count()
+
+    def parent(resume=False):
+        with alone(half.data):
+            return ParentRun(half.root, experiment, f"study-{next(numbers)}", {}, half.data, (), resume).run_id
+
+    elsewhere = parent()
+    assert parent(resume=True) == elsewhere
+    (half.data / LOCK).unlink()  # as if this were the other one's folder
+    own = parent(resume=True)
+    assert own != elsewhere
+    following = parent()
+    found = [half.client.get_run(one).info.status for one in (elsewhere, own, following)]
+    assert found == ["RUNNING", "KILLED", "RUNNING"]
 
 
 def test_a_study_that_failed_before_anything_began_is_gone_on_with(half):

@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 from gemma_alignment.datasets.atomic import beside
 from gemma_alignment.dotted import dotted
 from gemma_alignment.errors import UserError
-from gemma_alignment.liveness import birth, is_held, runs
+from gemma_alignment.liveness import birth, is_held, is_here, runs
 from gemma_alignment.redaction import scrubbed
 from gemma_alignment.storage.lease import LEASE, STALE
 from gemma_alignment.storage.names import RECORD
@@ -140,17 +140,19 @@ class Record:
     def is_alive(self, directory: Path) -> bool:
         """Whether it says running and its process still exists.
 
-        A process of another machine cannot be looked at. It lives while it holds ``directory``; where a bucket says who
-        writes there, while that is newer than ``STALE`` seconds; else, as locks may not be passed on between machines,
-        while something in ``directory`` is newer than ``QUIET``.
+        A process of another machine cannot be looked at, nor one of a machine of this name before a restart. It lives
+        while it holds ``directory``; where a bucket says who writes there, while that is newer than ``STALE`` seconds;
+        else, as locks may not be passed on to a machine of another name, while something there is newer than ``QUIET``.
         """
         if self.status != "running":
             return False
-        if self.host == socket.gethostname():
+        if is_here(self.host, self.born):
             return runs(self.pid, self.born)
         with suppress(FileNotFoundError):
             return time.time() - (directory / LEASE).stat().st_mtime < STALE
-        return is_held(directory) or time.time() - _last_written(directory) < QUIET
+        if is_held(directory):
+            return True
+        return self.host != socket.gethostname() and time.time() - _last_written(directory) < QUIET
 
 
 def _last_written(directory: Path) -> float:
@@ -205,9 +207,9 @@ def refuse_living(directory: Path, old: Record | None, overwrite: bool) -> None:
     """
     if old is None or not old.is_alive(directory):
         return
-    is_here = old.host == socket.gethostname()
-    is_known = is_here or is_held(directory)
-    if (overwrite and not is_known) or (is_here and old.pid == os.getpid()):
+    is_seen = is_here(old.host, old.born)
+    is_known = is_seen or is_held(directory)
+    if (overwrite and not is_known) or (is_seen and old.pid == os.getpid()):
         return
     gone = (
         f". If that machine is gone: it counts as stopped {QUIET / 60:.0f} minutes after its last line, and "

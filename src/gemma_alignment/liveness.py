@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import socket
 import time
 from pathlib import Path
 from typing import IO
@@ -13,22 +14,34 @@ MOMENT = 2.0
 
 
 def birth(pid: int) -> str | None:
-    """What only this process has: the boot it was started in and its start, in ticks since then.
+    """What only this process has: the boot and the PID namespace it was started in, and its start in ticks of the boot.
 
     No clock is read, so none that jumps matters. None where the system does not tell, or the process is over.
     """
-    fields = _stat(pid)
-    if fields is None:
-        return None
+    fields, here = _stat(pid), _numbering()
+    return None if fields is None or here is None else f"{here}/{fields[19]}"
+
+
+def is_here(host: str | None, born: str | None) -> bool:
+    """Whether a process with this ``birth`` would be seen here by its number: a host name alone is no machine.
+
+    Machines made from one image may share it, and containers, which do not see each other's processes. Neither is the
+    same machine seen before it was restarted.
+    """
+    return host == socket.gethostname() and (born is None or born.rpartition("/")[0] == _numbering())
+
+
+def _numbering() -> str | None:
+    """What a number of a process means something in: a boot of a machine, and there a PID namespace."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
     except OSError:
         return None
-    return f"{boot}/{fields[19]}"
 
 
 def runs(pid: int, born: str | None) -> bool:
-    """Whether process ``pid`` of this machine runs; ``born`` is what ``birth`` said of it, if anything."""
+    """Whether process ``pid`` runs, of those seen here; ``born`` is what ``birth`` said of it, if anything."""
     fields = _stat(pid)
     if fields is not None and fields[0] == "Z":
         return False  # over, and not yet collected by its parent

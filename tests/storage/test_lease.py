@@ -73,6 +73,17 @@ def test_one_of_a_process_of_this_machine_that_has_ended_is_free_at_once(bucket)
     assert alive.is_mine()
 
 
+def test_one_of_another_machine_of_this_name_lasts_until_it_is_silent(bucket):
+    """No process here has its number, which says nothing: it may be a clone, a container, or this one restarted."""
+    first = take(bucket, **{**owner(), "pid": GONE, "born": "another-boot/4026531836/17"})
+    bucket.skew = STALE - 30
+    with pytest.raises(UserError, match="already"):
+        take(bucket, **owner())
+    assert first.is_mine()
+    bucket.skew = STALE + 30
+    assert take(bucket, **owner()).is_mine()
+
+
 def test_a_lost_run_of_the_same_study_is_free_after_three_missed_beats(bucket, monkeypatch):
     monkeypatch.setattr(module, "GIVEN_UP", 0.0)
     first = take(bucket, study="mark")

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gemma_alignment.fingerprints import Record, Status
-from gemma_alignment.liveness import birth, runs
+from gemma_alignment.hooks.store import SERVERS
+from gemma_alignment.liveness import birth, is_held, is_here, runs
 
 logger = logging.getLogger(__name__)
 
@@ -43,14 +44,19 @@ def end_abandoned(
     """End every run of ``stage`` in ``folder`` that says RUNNING though its process is gone.
 
     The one that ``previous``, the record that stands there, names gets the end that it says. The one that is
-    ``continued`` is left; so are those of other machines, whose processes cannot be looked at.
+    ``continued`` is left; so are those of other machines, whose processes cannot be looked at. One from before a
+    restart looks like that of another machine of the same name: it is ended where nobody holds the folder, and either
+    the record there names it or the store is a file, which other machines have no part in.
     """
+    is_own_store = not client.tracking_uri.startswith(SERVERS)
     running = client.search_runs([experiment_id], f"tags.stage = '{stage}' and attributes.status = 'RUNNING'")
     for run in running:
         run_id, tags = run.info.run_id, run.data.tags
-        if run_id == continued or tags.get(FOLDER) != str(folder.resolve()) or not _is_gone(tags.get(PROCESS, "")):
-            continue
         is_its_own = previous is not None and previous.mlflow_run_id == run_id
+        if run_id == continued or tags.get(FOLDER) != str(folder.resolve()):
+            continue
+        if not _is_gone(tags.get(PROCESS, ""), folder if is_its_own or is_own_store else None):
+            continue
         status = MLFLOW_STATUS[previous.status if previous is not None and is_its_own else "killed"]
         client.set_terminated(run_id, status)
         logger.info("The MLflow run %s was left by a process that is gone: it is %s now", run_id, status)
@@ -61,7 +67,10 @@ def _this_process() -> str:
     return f"{socket.gethostname()} {pid} {birth(pid) or ''}".rstrip()
 
 
-def _is_gone(process: str) -> bool:
+def _is_gone(process: str, folder: Path | None) -> bool:
+    """Whether a process is over; of one that is not to be seen here ``folder`` tells, where it can be only its own."""
     host, _, rest = process.partition(" ")
     pid, _, born = rest.partition(" ")
-    return host == socket.gethostname() and not runs(int(pid), born or None)
+    if is_here(host, born or None):
+        return not runs(int(pid), born or None)
+    return folder is not None and host == socket.gethostname() and not is_held(folder)

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, Self
 
 from gemma_alignment.errors import UserError
-from gemma_alignment.liveness import birth, runs
+from gemma_alignment.liveness import birth, is_here, runs
 from gemma_alignment.storage.bucket import Bucket
 from gemma_alignment.storage.patience import patiently
 
@@ -206,9 +206,9 @@ def _silence(bucket: Bucket, name: str) -> float:
 
 
 def _is_over(other: Mapping[str, Any]) -> bool:
-    """Whether its owner is a process of this machine that has ended."""
-    here = other.get("host") == socket.gethostname() and isinstance(other.get("pid"), int)
-    return here and not runs(int(other["pid"]), other.get("born"))
+    """Whether its owner is a process of this machine, since it was started, that has ended."""
+    pid, born = other.get("pid"), other.get("born")
+    return isinstance(pid, int) and is_here(other.get("host"), born) and not runs(pid, born)
 
 
 def _refusal(bucket: Bucket, name: str, what: str, other: Mapping[str, Any], silent: float) -> str:

@@ -30,18 +30,19 @@ def alone(data_root: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(_refusal(data_root)) from error
-        _write(file, token_of(data_root) or uuid.uuid4().hex)
+        _write(file, data_root, token_of(data_root) or uuid.uuid4().hex)
         yield
 
 
 def renew(data_root: Path) -> None:
     """Begin anew in a folder that is held: what an earlier study left in a scheduler's queue is not meant any more."""
     with (data_root / LOCK).open("r+", encoding="utf-8") as file:
-        _write(file, uuid.uuid4().hex)
+        _write(file, data_root, uuid.uuid4().hex)
 
 
-def _write(file: IO[str], token: str) -> None:
+def _write(file: IO[str], data_root: Path, token: str) -> None:
     own = {"pid": os.getpid(), "host": socket.gethostname(), "since": now(), "command": command(), "token": token}
+    own["folder"] = identity_of(data_root) or uuid.uuid4().hex
     file.write(json.dumps(own) + "\n")  # over what stood there: a machine that looks meanwhile never finds it empty
     file.truncate()
     file.flush()
@@ -54,6 +55,14 @@ def token_of(data_root: Path) -> str:
         OSError: when the folder cannot be read.
     """
     return str(_read(data_root).get("token", ""))
+
+
+def identity_of(data_root: Path) -> str:
+    """What tells the folder from one of the same path on another machine of the same name, from its first study on."""
+    try:
+        return str(_read(data_root).get("folder", ""))
+    except OSError:
+        return ""
 
 
 def is_locked(data_root: Path) -> bool:

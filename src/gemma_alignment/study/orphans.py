@@ -1,12 +1,11 @@
 """Runs whose study or machine is gone: they are waited for, and what they did not say themselves is written down."""
 
-import socket
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from gemma_alignment.fingerprints import Record, refuse_living
-from gemma_alignment.liveness import is_held
+from gemma_alignment.liveness import is_held, is_here
 from gemma_alignment.study.plan import Run
 from gemma_alignment.study.processes import GRACE, TICK
 
@@ -44,4 +43,4 @@ def _running(folder: Path) -> Record | None:
 
 
 def _is_written(folder: Path, record: Record) -> bool:
-    return record.is_alive(folder) if record.host == socket.gethostname() else is_held(folder)
+    return record.is_alive(folder) if is_here(record.host, record.born) else is_held(folder)

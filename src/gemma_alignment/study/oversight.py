@@ -1,7 +1,6 @@
 """What a study sees of its runs where they leave their files in a bucket, and that it is the only one there."""
 
 import logging
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from gemma_alignment.errors import UserError
 from gemma_alignment.fingerprints import Record, now
 from gemma_alignment.hooks.provenance import command
+from gemma_alignment.liveness import is_here
 from gemma_alignment.storage.address import is_bucket
 from gemma_alignment.storage.bucket import Unreachable
 from gemma_alignment.storage.lease import Lease, Pulse, owner
@@ -71,7 +71,7 @@ class Oversight:
         this machine that did not end well may have left that untold.
         """
         record = Record.read(self.mirror.folder / group_of(name))
-        is_own = record is not None and record.host == socket.gethostname()
+        is_own = record is not None and is_here(record.host, record.born)
         is_finished = record is not None and record.status == "finished"
         if not (self.mirror.folder / name).exists():
             return is_own and not is_finished

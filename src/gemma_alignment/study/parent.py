@@ -16,6 +16,7 @@ from gemma_alignment.hooks.provenance import command, git_commit
 from gemma_alignment.hooks.store import find_run
 from gemma_alignment.redaction import scrubbed
 from gemma_alignment.storage.names import RECORD
+from gemma_alignment.study.lock import identity_of
 from gemma_alignment.study.processes import Child
 from gemma_alignment.study.view import share
 
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "study_folder"
 """Tag of a study's run: the machine and the data folder, or the bucket, in which one study runs at a time."""
+IDENTITY = "study_folder_id"
+"""The same of the folder alone: two machines may have one name."""
 
 
 class ParentRun:
@@ -47,8 +50,9 @@ class ParentRun:
         self._experiment = experiment_id
         self.tracking_uri: str = self._client.tracking_uri
         folder = address or f"{socket.gethostname()}:{data_root.resolve()}"
-        left = self._left_in(folder)
-        run = self._study_of(earlier) or (resume and (left[0] if left else self._unbegun_in(folder))) or None
+        place = {FOLDER: folder, IDENTITY: "" if address else identity_of(data_root)}
+        left = self._left_in(place)
+        run = self._study_of(earlier) or (resume and (left[0] if left else self._unbegun_in(place))) or None
         if run is None:
             self._refuse_namesake(name)
         for one in left:
@@ -58,7 +62,7 @@ class ParentRun:
         own = {
             "study": self.name,
             "stage": "study",
-            FOLDER: folder,
+            **place,
             "command": command(),
             "mlflow.source.git.commit": git_commit(project) or "unknown",
             **tags,
@@ -100,20 +104,20 @@ class ParentRun:
                 return parent
         return None
 
-    def _left_in(self, folder: str) -> list[Any]:
+    def _left_in(self, place: Mapping[str, str]) -> list[Any]:
         """The studies of the folder that still say RUNNING, the newest first."""
         running = self._client.search_runs(
             [self._experiment], "tags.stage = 'study' and attributes.status = 'RUNNING'",
             order_by=["attributes.start_time DESC"],
         )  # fmt: skip
-        return [run for run in running if run.data.tags.get(FOLDER) == folder]
+        return [run for run in running if _is_in(place, run)]
 
-    def _unbegun_in(self, folder: str) -> Any:
+    def _unbegun_in(self, place: Mapping[str, str]) -> Any:
         """The last study of the folder, where it failed before a run under it wrote anything: that was shot at once."""
         studies = self._client.search_runs(
             [self._experiment], "tags.stage = 'study'", order_by=["attributes.start_time DESC"]
         )
-        last = next((run for run in studies if run.data.tags.get(FOLDER) == folder), None)
+        last = next((run for run in studies if _is_in(place, run)), None)
         if last is None or last.info.status == "FINISHED":
             return None
         child = f"tags.mlflow.parentRunId = '{last.info.run_id}'"
@@ -188,6 +192,11 @@ class ParentRun:
     def _is_running(self, run_id: str) -> bool:
         info: Any = self._client.get_run(run_id).info
         return bool(info.status == "RUNNING")
+
+
+def _is_in(place: Mapping[str, str], run: Any) -> bool:
+    """Whether a study's run is of a place; one from before folders had an identity is known by its path."""
+    return all(run.data.tags.get(key, own if key == IDENTITY else None) == own for key, own in place.items())
 
 
 def _living(data_root: Path) -> set[str]:
