@@ -88,7 +88,8 @@ def test_a_run_takes_along_what_means_the_same_everywhere():
     assert carried({**variables, "OMP_NUM_THREADS": "1"}) == {
         "MLFLOW_TRACKING_URI": "u", "HF_TOKEN": "t", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    bucket = {"AWS_ENDPOINT_URL": "u", "GOOGLE_APPLICATION_CREDENTIALS": "/k", STUDY: "mark"}
+    bucket = {"AWS_ENDPOINT_URL": "u", "GOOGLE_APPLICATION_CREDENTIALS": "/k", "AZURE_STORAGE_ACCOUNT_KEY": "k"}
+    bucket[STUDY] = "mark"
     assert carried({**bucket, "XDG_CACHE_HOME": "/of/this/machine"}) == bucket
 
 

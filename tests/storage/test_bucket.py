@@ -85,6 +85,8 @@ def test_a_store_that_looks_for_credentials_when_it_is_opened_says_so_and_no_sec
     with pytest.raises(UserError, match="cannot be opened: there are no credentials") as refused:
         Bucket("gs://a/b")
     assert "a-secret" not in str(refused.value)
+    for name in ("AWS_PROFILE", "GOOGLE_APPLICATION_CREDENTIALS", "AZURE_STORAGE_ACCOUNT_KEY"):
+        assert name in str(refused.value), "each kind of store that is taken reads its own"
 
 
 @pytest.mark.parametrize(

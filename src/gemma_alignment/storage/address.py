@@ -13,6 +13,12 @@ CACHE = "XDG_CACHE_HOME"
 STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "local")
 """Protocols of fsspec that write object by object, to what every process sees; ``local`` is a folder that plays one."""
 
+CREDENTIALS = (
+    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; GOOGLE_APPLICATION_CREDENTIALS; "
+    "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"
+)
+"""The variables that the clients of these stores read them from."""
+
 
 def plain(data_root: str) -> str:
     """``file:///x`` as ``/x``, a bucket without the slash at its end, anything else as it is."""
@@ -41,8 +47,8 @@ def check_address(data_root: str) -> None:
     if "@" in rest or ":" in host or "?" in rest or "#" in rest:
         raise ValueError(
             f"data_root is an address of {scheme}:// with more in it than a bucket and a folder. Credentials are never "
-            "part of it: it stands in records, logs and MLflow. Give them by the environment (AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; GOOGLE_APPLICATION_CREDENTIALS), a server by AWS_ENDPOINT_URL"
+            f"part of it: it stands in records, logs and MLflow. Give them by the environment ({CREDENTIALS}), a server "
+            "by AWS_ENDPOINT_URL"
         )
     if scheme not in STORES:
         kinds = "give s3://, gs:// or a path"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from gemma_alignment.errors import UserError, brief, chain, let_through
 from gemma_alignment.redaction import scrubbed
-from gemma_alignment.storage.address import plain
+from gemma_alignment.storage.address import CREDENTIALS, plain
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 """Protocol -> the extra of this package that brings it."""
@@ -203,8 +203,7 @@ def _refusal(error: Exception) -> str | None:
     text = " ".join(f"{type(one).__name__} {one}" for one in chain(error))
     if any("Credentials" in name for name in names):
         return (
-            "there are no credentials. Give them by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
-            "AWS_PROFILE; GOOGLE_APPLICATION_CREDENTIALS), on every machine of the study"
+            f"there are no credentials. Give them by the environment ({CREDENTIALS}), on every machine of the study"
         )
     if any(isinstance(one, PermissionError) for one in chain(error)) or any(word in text for word in REFUSED):
         return (

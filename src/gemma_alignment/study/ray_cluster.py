@@ -38,7 +38,7 @@ ANSWER = 10.0
 LOOKED = 300.0
 """Seconds that the nodes have to look around; one that is new starts a process for it."""
 CARRIED = (
-    "AWS_", "DO_NOT_TRACK", "FSSPEC_", "GEMMA_ALIGNMENT_", "GOOGLE_", "HF_", "KEDRO_", "MALLOC_", "MLFLOW_",
+    "AWS_", "AZURE_", "DO_NOT_TRACK", "FSSPEC_", "GEMMA_ALIGNMENT_", "GOOGLE_", "HF_", "KEDRO_", "MALLOC_", "MLFLOW_",
     "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "OMP_NUM_THREADS", "OPENAI_", "OPENBLAS_NUM_THREADS",
     "PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONWARNINGS",
     "TOKENIZERS_PARALLELISM", "COLUMNS",
