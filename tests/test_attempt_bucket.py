@@ -1,6 +1,7 @@
 """One run on a machine of a cluster whose study is in a bucket: its own folder there, what it fetches and brings."""
 
 import dataclasses
+import json
 import pickle
 import socket
 import subprocess
@@ -68,10 +69,32 @@ def test_a_lost_run_goes_on_from_what_it_had_brought(elsewhere, tmp_path, monkey
     attempt = elsewhere("grpo", seed=1)
     record = Record("grpo", 1, "", {}, {}, host="elsewhere", pid=7, attempt=attempt.mark)
     record.write(tmp_path / "store/a/07_model_output/grpo/seed=1")
-    words, over = [], SimpleNamespace(wait=lambda seconds=None: 0, poll=lambda: 0)
+    words, over = [], SimpleNamespace(wait=lambda seconds=None: 0, poll=lambda: 0, pid=7)
     monkeypatch.setattr(module.subprocess, "Popen", lambda said, **options: words.extend(said) or over)
     assert attempt() == Outcome(0)
     assert words[-1] == "seed=1,overwrite=false,resume=true"
+
+
+@pytest.mark.parametrize(
+    ("lease", "is_brought"),
+    [(None, True), ({"host": socket.gethostname(), "pid": 7}, True), ({"host": "elsewhere", "pid": 7}, False)],
+    ids=["let-go-of", "its-own", "anothers"],
+)
+def test_a_log_is_not_brought_over_that_of_who_has_taken_over(elsewhere, tmp_path, monkeypatch, lease, is_brought):
+    attempt, folder = elsewhere("grpo", seed=1), "07_model_output/grpo/seed=1"
+    attempt = dataclasses.replace(attempt, log=attempt.premises.data_root / folder / "run.log")
+    (tmp_path / "store/a" / folder).mkdir(parents=True)
+    (tmp_path / "store/a" / folder / "run.log").write_text("there")
+
+    def start(said, stdout, **options):
+        stdout.write(b"here"), stdout.flush()
+        if lease is not None:
+            (tmp_path / "store/a" / folder / "lease.json").write_text(json.dumps(lease))
+        return SimpleNamespace(wait=lambda seconds=None: 0, poll=lambda: 0, pid=7)
+
+    monkeypatch.setattr(module.subprocess, "Popen", start)
+    assert attempt() == Outcome(0)
+    assert (tmp_path / "store/a" / folder / "run.log").read_text() == ("here" if is_brought else "there")
 
 
 def test_what_an_earlier_study_lost_is_overwritten_though_only_that_study_wrote_that_it_failed(
@@ -84,7 +107,7 @@ def test_what_an_earlier_study_lost_is_overwritten_though_only_that_study_wrote_
     sight.gather()
     record.end("failed", "its machine was lost").write(sight.mirror.folder / run)
     attempt = elsewhere("grpo", seed=1, overwrite=True)
-    words, over, marks = [], SimpleNamespace(wait=lambda seconds=None: 0, poll=lambda: 0), []
+    words, over, marks = [], SimpleNamespace(wait=lambda seconds=None: 0, poll=lambda: 0, pid=7), []
 
     def start(said, env, **options):
         words.extend(said), marks.append(env[ATTEMPT])
@@ -173,7 +196,7 @@ def test_what_was_finished_here_while_the_bucket_was_away_is_not_done_before_the
     record = Record("grpo", 1, "", {}, {}, attempt=attempt.mark)
     record.write(node.folder / run), node.push([run])
     record.end("finished").write(node.folder / run)
-    begun, over = [], SimpleNamespace(wait=lambda seconds=None: 0, poll=lambda: 0)
+    begun, over = [], SimpleNamespace(wait=lambda seconds=None: 0, poll=lambda: 0, pid=7)
     monkeypatch.setattr(module.subprocess, "Popen", lambda said, **options: begun.append(said[-1]) or over)
     assert attempt() == Outcome(0) and len(begun) == 1  # which brings it, and all that belongs to it
     node.push([run])
@@ -193,7 +216,7 @@ def test_a_bucket_that_is_away_when_a_run_begins_is_waited_for(elsewhere, monkey
             raise Away("it is away.")
         return real(self, *words)
 
-    waits, over = [], SimpleNamespace(wait=lambda seconds=None: 0, poll=lambda: 0)
+    waits, over = [], SimpleNamespace(wait=lambda seconds=None: 0, poll=lambda: 0, pid=7)
     monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=waits.append))
     monkeypatch.setattr(Bucket, verb, away)
     monkeypatch.setattr(module.subprocess, "Popen", lambda said, **options: over)

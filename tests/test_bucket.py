@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from s3 import served
 
-from gemma_alignment.errors import UserError
+from gemma_alignment.errors import RunInterrupted, UserError
 from gemma_alignment.fingerprints import Record
 from gemma_alignment.hooks import working_copy
 from gemma_alignment.storage import lease as leases
@@ -222,6 +222,33 @@ def test_a_run_whose_stage_was_taken_over_ends_and_brings_nothing_more(project, 
     assert Record.read(objects(place) / ARM).status == "running"
     assert (objects(place) / ARM / "history.jsonl").read_text().count("\n") == 1
     assert json.loads((objects(place) / ARM / "lease.json").read_text())["host"] == "elsewhere"
+
+
+def test_a_run_that_was_taken_over_ends_at_the_next_beat_though_it_brings_nothing(project, place, monkeypatch):
+    """As an evaluation that asks its judge for hours, beside the one that does it now."""
+    from small_project import nodes
+
+    stage, seen = "07_model_output/data_processing", []
+
+    def files():
+        return {path: path.read_bytes() for path in objects(place).rglob("*") if path.is_file()}
+
+    def long(rows):
+        (objects(place) / stage / "lease.json").write_text('{"pid": 1, "host": "elsewhere"}')
+        (working_folder(place) / stage / "later.jsonl").write_text("1\n")
+        seen.append(files())
+        time.sleep(60)
+
+    monkeypatch.setattr(leases, "BEAT", 0.1)
+    monkeypatch.setattr(nodes, "split", long)
+    begin = time.monotonic()
+    with pytest.raises(RunInterrupted, match=r"^stopped: .* process 1 on elsewhere has taken over") as error:
+        project.run("data_processing", data_root=place)
+    assert time.monotonic() - begin < 50 and error.value.code == 1
+    record = Record.read(working_folder(place) / stage)
+    assert record.status == "killed" and "process 1 on elsewhere has taken over" in record.error
+    assert {run.info.status for run in project.runs()} == {"KILLED"}
+    assert [files()] == seen  # nothing was brought there any more
 
 
 def test_a_reply_of_a_judge_is_in_the_bucket_with_the_next_beat(project, place, move, monkeypatch):

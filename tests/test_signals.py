@@ -2,6 +2,8 @@
 
 import os
 import signal
+import threading
+import time
 from itertools import islice
 from types import SimpleNamespace
 
@@ -49,6 +51,32 @@ def test_a_signal_is_an_error_once_and_then_what_it_was_before(signals):
     assert (error.value.code, signals.received) == (128 + signal.SIGTERM, signal.SIGTERM)
     assert signal.getsignal(signal.SIGINT) != before
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_another_thread_stops_the_run_once_with_a_reason_also_out_of_a_wait(signals):
+    threads = [threading.Thread(target=signals.stop, args=("the lease was lost",)) for _ in range(8)]
+    for thread in threads:
+        threading.Timer(0.1, thread.start).start()
+    begin = time.monotonic()
+    with pytest.raises(RunInterrupted, match=r"^stopped: the lease was lost$") as error:
+        threading.Event().wait(30)
+    assert time.monotonic() - begin < 25
+    assert (error.value.code, signals.received) == (1, signal.SIGTERM)
+    time.sleep(0.2)  # the others come too late, and do no harm
+    for thread in threads:
+        thread.join()
+    signals.stop("again")
+    with pytest.raises(RunInterrupted, match="lease was lost") as again:
+        let_through(error.value)
+    assert again.value.code == 1
+
+
+def test_a_run_that_has_not_begun_or_is_over_is_not_stopped(signals):
+    Signals().stop("nobody listens")
+    signals.hold()
+    signals.stop("it is over")
+    time.sleep(0.05)
+    assert signals.received is None
 
 
 def test_what_is_written_at_the_end_is_not_cut_off(signals):

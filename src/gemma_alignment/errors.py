@@ -16,13 +16,17 @@ class NothingToDo(UserError):
 
 
 class RunInterrupted(Exception):
-    """The run was asked to stop; ``code`` is the exit status that a shell expects for the signal."""
+    """The run was asked to stop; ``code`` is the exit status that a shell expects for the signal.
 
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
+    With ``why`` nobody sent one: the run itself has learnt that it must not go on, and fails.
+    """
+
+    def __init__(self, number: int, why: str | None = None) -> None:
         self.number = number
+        self.why = why
         self.name = signal.Signals(number).name
-        self.code = 128 + number
+        self.code = 128 + number if why is None else 1
+        super().__init__(f"stopped by {self.name}" if why is None else f"stopped: {why}")
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
@@ -45,7 +49,7 @@ def let_through(error: BaseException) -> None:
     """
     for cause in chain(error):
         if isinstance(cause, RunInterrupted):
-            raise RunInterrupted(cause.number) from error  # the old one would have led to itself
+            raise RunInterrupted(cause.number, cause.why) from error  # the old one would have led to itself
 
 
 def brief(error: BaseException) -> str:

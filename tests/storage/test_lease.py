@@ -183,6 +183,18 @@ def test_one_that_cannot_be_renewed_keeps_no_other_from_it_and_neither_do_lines_
     assert second._beats >= 3 and not second.is_mine()
 
 
+def test_who_loses_one_is_told_at_the_beat(bucket, monkeypatch):
+    monkeypatch.setattr(module, "BEAT", 0.02)
+    told, one = [], take(bucket)
+    pulse = Pulse([one], lost=told.append)
+    with one._one_at_a_time:
+        bucket.write(one.name, b"{}")
+    for thread in pulse._threads:
+        thread.join(30)
+    pulse.end()
+    assert len(told) == 1 and "is not this process's any more" in told[0]
+
+
 def test_lines_that_are_not_wanted_any_more_are_the_end(bucket, monkeypatch):
     monkeypatch.setattr(module, "BEAT", 0.02)
     pulse = Pulse([take(bucket)], lambda: (_ for _ in ()).throw(Lost("taken")))

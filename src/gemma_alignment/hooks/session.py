@@ -49,7 +49,8 @@ class Session:
         parameters = catalog.load("parameters")
         given = run_params.get("runtime_params") or {}
         check_parameters(parameters, configured_parameters(context.config_loader), given)
-        self.copy = working_copy(pipeline, catalog, parameters)
+        self.signals = Signals()
+        self.copy = working_copy(pipeline, catalog, parameters, self.signals.stop)
         self.copy.begin()
         try:
             self._check(context, run_params, pipeline, parameters, given)
@@ -74,7 +75,6 @@ class Session:
         is_default = not run_params.get("pipeline_names")
         self.tracking = Tracking(context, self.works, parameters, is_default)
         self.shelf = kept.Shelf(self.tracking)
-        self.signals = Signals()
         self._commit = git_commit(context.project_path)
         self._logs: list[tuple[RunLog, Work | None]] = []
         self._variant_kind = str(parameters["variant_kind"])

@@ -16,12 +16,24 @@ class Signals:
     def __init__(self) -> None:
         self.received: int | None = None
         self._held = False
+        self._why: str | None = None
+        self._one_at_a_time = threading.Lock()
         self._before: dict[signal.Signals, Any] = {}
 
     def install(self) -> None:
         """Begin to listen; without effect in another thread, where Python refuses handlers."""
         if threading.current_thread() is threading.main_thread() and not self._before:
             self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+
+    def stop(self, why: str) -> None:
+        """From another thread: let the run end as by a signal, with this reason; a second one comes too late.
+
+        Without effect before it listens and once the run is over.
+        """
+        with self._one_at_a_time:
+            if self._before and not self._held and self._why is None:
+                self._why = why
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)  # also out of a wait
 
     def hold(self) -> None:
         """From now on a first signal is not acted on: the run is over, and how it ended is being written down."""
@@ -37,4 +49,4 @@ class Signals:
         self.restore()
         if not self._held:
             self.received = number
-            raise RunInterrupted(number)
+            raise RunInterrupted(number, self._why)

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,10 @@ class Folder:
 class WorkingCopy(Folder):
     """What one session has of a bucket, and its leases on the stages that it makes."""
 
-    def __init__(self, mirror: Mirror, pipeline: Pipeline, catalog: Any, parameters: Mapping[str, Any]) -> None:
+    def __init__(
+        self, mirror: Mirror, pipeline: Pipeline, catalog: Any, parameters: Mapping[str, Any],
+        lost: Callable[[str], None],
+    ) -> None:  # fmt: skip
         self._mirror = mirror
         self._stages = [Stage.of(name, parameters) for name in in_session(pipeline)]
         self._folders = [stage.directory(mirror.folder) for stage in self._stages]
@@ -65,7 +68,7 @@ class WorkingCopy(Folder):
         self._is_here = False
         """Whether what stands in the bucket is here: before that, nothing of this machine belongs there."""
         self._is_told = False
-        self._pulse = Pulse(self._leases, self._push_lines)
+        self._pulse = Pulse(self._leases, self._push_lines, lost)
 
     def begin(self) -> None:
         """Take the stages, bring here what is needed and there what is newer here.
@@ -168,7 +171,9 @@ class WorkingCopy(Folder):
         )
 
 
-def working_copy(pipeline: Pipeline, catalog: Any, parameters: Mapping[str, Any]) -> Folder:
-    """That of a session."""
+def working_copy(
+    pipeline: Pipeline, catalog: Any, parameters: Mapping[str, Any], lost: Callable[[str], None]
+) -> Folder:  # fmt: skip
+    """That of a session; ``lost`` is called, in another thread, once another process makes one of its stages."""
     root = str(parameters["data_root"])
-    return WorkingCopy(Mirror(root), pipeline, catalog, parameters) if is_bucket(root) else Folder()
+    return WorkingCopy(Mirror(root), pipeline, catalog, parameters, lost) if is_bucket(root) else Folder()

@@ -146,11 +146,15 @@ class Lease:
 class Pulse:
     """Renews leases in the background from when it is made, and does something more at each beat, beside that.
 
-    What more there is may take longer than a lease lasts; that lets none go stale.
+    What more there is may take longer than a lease lasts; that lets none go stale. ``lost`` is called, in a thread of
+    this one, when another process has one of them.
     """
 
-    def __init__(self, leases: Sequence[Lease], more: Callable[[], None] = lambda: None) -> None:
-        self._leases = leases
+    def __init__(
+        self, leases: Sequence[Lease], more: Callable[[], None] = lambda: None,
+        lost: Callable[[str], None] = lambda why: None,
+    ) -> None:  # fmt: skip
+        self._leases, self._tell = leases, lost
         self._lost: Lost | None = None
         self._over = threading.Event()
         works: dict[str, Work] = {"leases": lambda: [lease.renew for lease in leases], "lines": lambda: [more]}
@@ -187,8 +191,15 @@ class Pulse:
                     part()
                 except Lost as error:
                     self._lost = error
+                    self._tell(str(error))
                 except Exception as error:  # a bucket that does not answer, or a full disk, may be well the next time
                     logger.debug("%s", error)
+
+
+def is_anothers(bucket: Bucket, name: str, pid: int) -> bool:
+    """Whether somebody has it, and that is not process ``pid`` of this machine."""
+    known = _known(bucket.read(name) or b"")
+    return bool(known) and not (known.get("pid") == pid and is_here(known.get("host"), known.get("born")))
 
 
 def _known(content: bytes) -> dict[str, Any]:

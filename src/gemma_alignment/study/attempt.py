@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gemma_alignment.errors import UserError
 from gemma_alignment.fingerprints import ATTEMPT, Record
-from gemma_alignment.storage.lease import BEAT, GIVEN_UP
+from gemma_alignment.storage.lease import BEAT, GIVEN_UP, LEASE, is_anothers
 from gemma_alignment.storage.mirror import Mirror
 from gemma_alignment.storage.names import RECORD, but_checkpoints, group_of
 from gemma_alignment.storage.patience import patiently
@@ -78,21 +78,26 @@ class Attempt:
             return Outcome(self._waited_for(process, mirror))
         finally:
             _end(process)
-            self._bring_log(mirror)
+            self._bring_log(mirror, process.pid)
 
     def _waited_for(self, process: subprocess.Popen[bytes], mirror: Mirror | None) -> int:
         if mirror is None:
             return process.wait()
         while True:
-            self._bring_log(mirror)
+            self._bring_log(mirror, process.pid)
             with suppress(subprocess.TimeoutExpired):
                 return process.wait(BEAT)
 
-    def _bring_log(self, mirror: Mirror | None) -> None:
-        """The log is this process's; all else is brought by the run itself."""
+    def _bring_log(self, mirror: Mirror | None, pid: int) -> None:
+        """The log is this process's; all else is brought by the run itself, process ``pid``.
+
+        Where another one has the run's folder, that one's log is there.
+        """
         if mirror is not None and (log := mirror.name_of(self.log)) is not None:
+            group = group_of(log)
             with suppress(UserError):  # it is tried again, and what the study needs to know is no log
-                mirror.push([group_of(log)], wanted=log.__eq__)
+                if group == log or not is_anothers(mirror.bucket, f"{group}/{LEASE}", pid):
+                    mirror.push([group], wanted=log.__eq__)
 
     def _fetch(self, mirror: Mirror) -> None:
         """What says how far an earlier attempt came; and that this one has begun is seen by its log."""
