@@ -4,8 +4,11 @@ import dataclasses
 import io
 import itertools
 import shutil
+import threading
+import time
 
 import pytest
+from mlflow import MlflowClient
 from rich.console import Console
 
 from gemma_alignment.errors import UserError
@@ -259,6 +262,53 @@ def test_a_second_study_of_one_name_is_refused_and_the_first_is_as_it_was(half):
         ParentRun(half.root, experiment, "study-y", {}, half.data)
     assert half.states() == before
     assert half.client.get_run(first.run_id).info.status == "RUNNING"
+
+
+@pytest.fixture
+def at_once(project, monkeypatch):
+    """A study of this folder, just while another one of its name is made elsewhere, so long ago by its own clock."""
+    experiment = Opened.open(project.root, plan()).experiment_id
+    lost = ParentRun(project.root, experiment, "study-w", {}, project.data).run_id
+    monkeypatch.setattr("gemma_alignment.study.parent.GIVES_WAY", 0.3)
+    monkeypatch.setattr("gemma_alignment.study.parent.LOOK", 0.05)
+
+    def begun(ago_ms, gives_way):
+        def create(client, *words, **more):
+            monkeypatch.setattr(MlflowClient, "create_run", real)
+            run = real(client, *words, **more)
+            tags = {"stage": "study", "study_folder": "elsewhere:/data"}
+            when = run.info.start_time - ago_ms
+            other = real(client, experiment, start_time=when, run_name="study-y", tags=tags)
+            if gives_way:
+                threading.Timer(0.1, client.delete_run, [other.info.run_id]).start()
+            made.extend([run.info.run_id, other.info.run_id])
+            return run
+
+        real, made = MlflowClient.create_run, []
+        monkeypatch.setattr(MlflowClient, "create_run", create)
+        try:
+            return ParentRun(project.root, experiment, "study-y", {}, project.data).run_id == made[0]
+        except UserError as error:
+            assert "A study named study-y is there already, in elsewhere:/data: start this one again" in str(error)
+            left = {run.info.run_id: run.info.status for run in project.client.search_runs([experiment])}
+            assert made[0] not in left and left[made[1]] == left[lost] == "RUNNING"
+            return False
+
+    return begun
+
+
+@pytest.mark.parametrize(
+    ("ago_ms", "gives_way", "begins"),
+    [(5, False, False), (-5, True, True), (-5, False, False)],
+    ids=["the earlier one stays", "the later one gives way", "whose clock is ahead has begun"],
+)
+def test_of_two_studies_of_one_name_that_begin_at_once_one_gives_way(at_once, monkeypatch, ago_ms, gives_way, begins):
+    """Each has looked before the other wrote; who gives way leaves all as it was."""
+    begun = time.monotonic()
+    if ago_ms > 0:
+        monkeypatch.setattr("gemma_alignment.study.parent.GIVES_WAY", 20.0)
+    assert at_once(ago_ms, gives_way) == begins
+    assert time.monotonic() - begun < 15
 
 
 @pytest.mark.cli

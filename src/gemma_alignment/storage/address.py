@@ -47,8 +47,8 @@ def check_address(data_root: str) -> None:
     if "@" in rest or ":" in host or "?" in rest or "#" in rest:
         raise ValueError(
             f"data_root is an address of {scheme}:// with more in it than a bucket and a folder. Credentials are never "
-            f"part of it: it stands in records, logs and MLflow. Give them by the environment ({CREDENTIALS}), a server "
-            "by AWS_ENDPOINT_URL"
+            "part of it: it stands in records, logs and MLflow. Give them by the environment "
+            f"({CREDENTIALS}), a server by AWS_ENDPOINT_URL"
         )
     if scheme not in STORES:
         kinds = "give s3://, gs:// or a path"

@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,10 @@ FOLDER = "study_folder"
 """Tag of a study's run: the machine and the data folder, or the bucket, in which one study runs at a time."""
 IDENTITY = "study_folder_id"
 """The same of the folder alone: two machines may have one name."""
+GIVES_WAY = 10.0
+"""Seconds that another study of the same second has to give way, which one that has begun does not."""
+LOOK = 0.5
+"""Seconds between two looks at whether it has."""
 
 
 class ParentRun:
@@ -55,9 +60,6 @@ class ParentRun:
         run = self._study_of(earlier) or (resume and (left[0] if left else self._unbegun_in(place))) or None
         if run is None:
             self._refuse_namesake(name)
-        for one in left:
-            if run is None or one.info.run_id != run.info.run_id:
-                self._end(one.info.run_id, "KILLED", _living(data_root))
         self.name: str = name if run is None else run.info.run_name
         own = {
             "study": self.name,
@@ -69,11 +71,15 @@ class ParentRun:
         }
         if run is None:
             run = self._client.create_run(experiment_id, run_name=name, tags={**resolve_tags(), **own})
+            self._claim(run, name)
         else:
             for key, value in own.items():
                 self._client.set_tag(run.info.run_id, key, value)
             self._client.update_run(run.info.run_id, status="RUNNING")
         self.run_id: str = run.info.run_id
+        for one in left:
+            if one.info.run_id != self.run_id:
+                self._end(one.info.run_id, "KILLED", _living(data_root))
         with self._patient():
             share(self._client, experiment_id, self.name)
 
@@ -83,10 +89,29 @@ class ParentRun:
         Raises:
             UserError: when the experiment has a study of this name.
         """
+        for run in self._named(name):
+            raise _taken(name, run)
+
+    def _claim(self, run: Any, name: str) -> None:
+        """Look again, once the own run is there: of two that looked and then wrote, each sees the other.
+
+        The later one gives way. The earlier one waits until it has; as clocks differ, the other may take itself for the
+        earlier one, or have begun: then neither waits for ever.
+
+        Raises:
+            UserError: when another study has the name; the run is not there any more.
+        """
+        deadline = time.monotonic() + GIVES_WAY
+        while others := [one for one in self._named(name) if one.info.run_id != run.info.run_id]:
+            first = min(others, key=_age)
+            if _age(first) < _age(run) or time.monotonic() >= deadline:
+                self._client.delete_run(run.info.run_id)
+                raise _taken(name, first)
+            time.sleep(LOOK)
+
+    def _named(self, name: str) -> list[Any]:
         query = f"tags.stage = 'study' and attributes.run_name = '{name}'"
-        for run in self._client.search_runs([self._experiment], query, max_results=1):
-            where = run.data.tags.get(FOLDER, "another folder")
-            raise UserError(f"A study named {name} is there already, in {where}: start this one again in a second")
+        return list(self._client.search_runs([self._experiment], query))
 
     def adopt(self, run_id: str | None) -> None:
         """Let a finished run that this study reuses say so: the view of the study's arms finds it by its tag."""
@@ -192,6 +217,15 @@ class ParentRun:
     def _is_running(self, run_id: str) -> bool:
         info: Any = self._client.get_run(run_id).info
         return bool(info.status == "RUNNING")
+
+
+def _age(run: Any) -> tuple[int, str]:
+    return run.info.start_time, run.info.run_id
+
+
+def _taken(name: str, run: Any) -> UserError:
+    where = run.data.tags.get(FOLDER, "another folder")
+    return UserError(f"A study named {name} is there already, in {where}: start this one again in a second")
 
 
 def _is_in(place: Mapping[str, str], run: Any) -> bool:
