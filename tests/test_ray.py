@@ -175,6 +175,22 @@ def test_a_task_that_waits_for_a_new_place_is_not_ended_for_its_silence(begun, m
     assert stopped[:1] == [signal.SIGTERM] and len(said) == 2
 
 
+def test_ray_starts_again_what_it_lost_and_not_what_failed(monkeypatch, tmp_path):
+    asked = {}
+
+    def remote(function):
+        return SimpleNamespace(options=lambda **words: asked.update(words) or SimpleNamespace(remote=id))
+
+    monkeypatch.setitem(sys.modules, "ray", fake_ray(remote=remote))
+    (tmp_path / "pyproject.toml").touch()
+    with alone(tmp_path / "data"):
+        engine = Ray(Site(tmp_path, tmp_path / "data", "cpu", 1), SETTINGS)
+        child = Child(Run(("grpo",), {"seed": 1}, None), tmp_path / "run.log")
+        engine._submit(child, {})
+    assert (asked["max_retries"], asked["retry_exceptions"]) == (SETTINGS.retries, False)
+    assert child.process.is_waiting
+
+
 def test_a_task_that_ray_gave_up_says_why(task):
     one, reference, said = task
     one.signal(signal.SIGTERM)

@@ -34,6 +34,18 @@ def test_jobs_are_handed_over_in_a_folder_that_every_machine_sees(tmp_path):
     assert exchange(bucket) == tmp_path / "slurm" / "copy"
 
 
+def test_slurm_counts_the_times_that_were_up_and_queues_again_whatever_it_loses(tmp_path, monkeypatch):
+    asked = {}
+
+    def executor(folder, **words):
+        asked.update(words)
+        return SimpleNamespace(update_parameters=lambda **more: asked.update(more))
+
+    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(SlurmExecutor=executor))
+    Slurm(Site(tmp_path, tmp_path / "data", "cpu", 1), SETTINGS)._executor("study")
+    assert (asked["max_num_timeout"], asked["additional_parameters"]) == (SETTINGS.retries, {"requeue": True})
+
+
 @pytest.fixture
 def commands(tmp_path, monkeypatch):
     """``commands(sbatch="exit 1")``: shell scripts in the place of SLURM's commands; None: it is not there."""

@@ -37,7 +37,11 @@ class ClusterParameters:
     memory_gb: float | None
     """Main memory; null: what the cluster gives unasked."""
     retries: int
-    """How often a run is started again whose machine was lost or whose time was up."""
+    """How often a run is started again: on Ray after its worker or node was lost, on SLURM after its time was up.
+
+    What SLURM loses or pre-empts it queues again without counting. A run that fails by itself, or whose machine lacks
+    something, is not started again.
+    """
     slurm: SlurmParameters
     """For ``--engine slurm`` alone."""
 
