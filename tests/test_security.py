@@ -34,11 +34,15 @@ SECRETS = {
     "OPENAI_API_KEY": "sk-planted-openai-0123456789",
     "HF_TOKEN": "hf_planted_token_0123456789",
     "MLFLOW_TRACKING_PASSWORD": "planted-password-0123",
+    "AZURE_STORAGE_CONNECTION_STRING": "AccountName=one;AccountKey=planted-in-a-connection;EndpointSuffix=there",
     "SOME_DATABASE": "postgresql+psycopg2://user:planted-in-address-77@db/mlflow",
     "SOME_SERVER": "https://planted%2Dname%2D9@server/mlflow",
 }
 IN_A_FILE = "planted-in-a-file-4711"
-PLANTED = ("sk-planted", "hf_planted", "planted-password", "planted-in-address", "planted%2Dname", IN_A_FILE)
+PLANTED = (
+    "sk-planted", "hf_planted", "planted-password", "planted-in-a-connection", "planted-in-address", "planted%2Dname",
+    IN_A_FILE,
+)  # fmt: skip
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from gemma_alignment.errors import chain
 
-NAMES = re.compile(r"(KEY(_ID)?|TOKEN|PASSWORD|PASSWD|SECRET)S?$")
+NAMES = re.compile(r"(KEY(_ID)?|TOKEN|PASSWORD|PASSWD|SECRET|CONNECTION_STRING)S?$")
 SHORTEST = 8
 """Shorter values are words that stand in many places."""
 IN_ADDRESS = re.compile(r"""(://[^\s/?#@:"'<>]*:)[^\s/?#"'<>]+@""")
