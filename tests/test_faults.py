@@ -30,7 +30,9 @@ from gemma_alignment.datasets.checkpoint_store import CheckpointStore, saved
 from gemma_alignment.datasets.run_log import RunLog
 from gemma_alignment.errors import UserError
 from gemma_alignment.explain import explained
-from gemma_alignment.hooks.store import await_server
+from gemma_alignment.hooks import tracking
+from gemma_alignment.hooks.patience import RETRIES
+from gemma_alignment.hooks.store import PARENT, await_server
 from gemma_alignment.schemas import TrainingState, UpdateRecord
 from gemma_alignment.study import processes, warm
 from gemma_alignment.study.command import planned, start
@@ -170,6 +172,31 @@ def test_a_tracking_server_that_is_away_between_preparation_and_arms_is_waited_f
     assert code == 0, said
     assert set(forked.states().values()) == {"FINISHED"}
     assert steps(forked, ARM) == steps(forked, "ppo/seed=1") == [0, 1, 2, 3]
+
+
+def test_a_tracking_server_that_is_away_while_a_run_of_a_study_begins_is_waited_for(project, tmp_path, monkeypatch):
+    """Its parameters go there one by one; the first finds nobody, for longer than a request is repeated elsewhere."""
+    project.run("data_processing", "sft", "reward_model")
+    returns, log = [], tracking._log_param
+
+    def outage(hook, name, value):
+        if not returns:
+            server.shoot()
+            returns.append(threading.Timer(8.0, server.start))
+            returns[0].start()
+        log(hook, name, value)
+
+    monkeypatch.setattr(tracking, "_log_param", outage)
+    with tracking_server.serving(f"sqlite:///{project.root / 'mlflow.db'}", tmp_path) as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        parent = project.client.create_run(project.runs()[0].info.experiment_id)
+        monkeypatch.setenv(PARENT, parent.info.run_id)
+        project.run("grpo", seed=1)
+        returns[0].join()
+    run = project.client.get_run(project.record(ARM).mlflow_run_id)
+    assert run.info.status == "FINISHED" and run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert run.data.params["seed"] == "1" and len(run.data.params) > 5
+    assert os.environ[RETRIES] == "2"
 
 
 def test_a_process_that_hangs_is_reported_and_ended_and_goes_on_later(forked, monkeypatch):

@@ -2,10 +2,11 @@
 
 from omegaconf.resolvers import oc
 
+from gemma_alignment.hooks.patience import Patience
 from gemma_alignment.hooks.session import hooks
 from gemma_alignment.storage.address import folder_of
 
-HOOKS = hooks()
+HOOKS = (*hooks(), Patience())
 
 CONFIG_LOADER_ARGS = {
     "base_env": "base",
