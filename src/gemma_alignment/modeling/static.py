@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gemma_alignment.errors import brief
 from gemma_alignment.modeling.prefill import prefilled
 
 _LOG = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ class StaticCached:
                 self._steps[size] = self._capture(self._steps[size])
             except (RuntimeError, NotImplementedError) as error:
                 self._capture = None
-                _LOG.warning("Decoding goes without a captured graph: %s", str(error).splitlines()[0])
+                _LOG.warning("Decoding goes without a captured graph: %s", brief(error))
         return self._steps[size]()
 
     def _stepping(self, size: int) -> Callable[[], Tensor]:
