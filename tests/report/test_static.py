@@ -7,6 +7,7 @@ import pytest
 from fake_study import REPORTING
 
 from gemma_alignment.pipelines.reporting.nodes import draw_figures
+from gemma_alignment.report.figures import forest
 from gemma_alignment.report.plotting import Figure
 from gemma_alignment.report.static import svg
 
@@ -42,7 +43,16 @@ def test_a_picture_says_what_it_shows(drawn):
     forest, wins = words(drawn["forest"]), words(drawn["wins"])
     assert {"Effect sizes", "Reward-model score ↑", "Cohen’s d"} <= forest
     assert {"PPO v GRPO", "100%"} <= wins
+    assert "share of 179 to 180 pairs of answers, all seeds" in wins
     assert {"PPO, mean of 3", "GRPO, mean of 3", "Iteration"} <= words(drawn["curve-eval-score-mean"])
+
+
+def test_a_figure_of_the_first_screen_says_of_how_many(made):
+    _, comparison = made()
+    found = forest(comparison)
+    assert found is not None and "intervals over 3 seeds a method" in found.caption
+    totals = [block["total"] for block in comparison["win_rates"].values()]
+    assert {sum(one[part] for part in ("wins", "ties", "losses")) for one in totals} == {179, 180}
 
 
 def test_equal_figures_give_equal_bytes_and_no_date():

@@ -1,6 +1,6 @@
 """The figures that compare: effect sizes, wins, score over drift, length against score."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import sqrt
 from typing import Any
 
@@ -46,11 +46,18 @@ def forest(comparison: Mapping[str, Any]) -> Figure | None:
         "yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False},
         "margin": {"l": 10, "r": 16, "t": 8, "b": 62},
     }
+    seeds = _counted([n for _, block in rows for n in block["n"].values()])
     caption = (
-        f"Effect sizes, {a} − {b}, with {protocol['confidence']:.0%} noncentral-t intervals over seeds. "
-        "Better or worse depends on the metric: the arrow beside its name points to the better side."
+        f"Effect sizes, {a} − {b}, with {protocol['confidence']:.0%} noncentral-t intervals over {seeds} seeds a "
+        "method. Better or worse depends on the metric: the arrow beside its name points to the better side."
     )
     return Figure("forest", "Effect sizes", caption, {"data": [trace], "layout": layout}, 92 + 30 * len(rows))
+
+
+def _counted(numbers: Sequence[int]) -> str:
+    """One number where all are equal, else the least and the largest."""
+    least, largest = min(numbers), max(numbers)
+    return f"{least:,}" if least == largest else f"{least:,} to {largest:,}"
 
 
 def _direction_label(block: Mapping[str, Any]) -> str:
@@ -66,10 +73,10 @@ def win_bars(comparison: Mapping[str, Any]) -> Figure | None:
     protocol = comparison["protocol"]
     colors = colors_of((protocol["method_a"], protocol["method_b"]))
     labels = [pair_name(block["a"], block["b"]) for block in blocks]
+    decided = [sum(block["total"][k] for k in ("wins", "ties", "losses")) for block in blocks]
     traces = []
     for part in ("wins", "ties", "losses"):
         counts = [block["total"][part] for block in blocks]
-        decided = [sum(block["total"][k] for k in ("wins", "ties", "losses")) for block in blocks]
         shares = [c / n for c, n in zip(counts, decided, strict=True)]
         winners = {"wins": [b["a"] for b in blocks], "losses": [b["b"] for b in blocks]}
         fill = [PALE] * len(blocks) if part == "ties" else [colors.get(f, GREY) for f in winners[part]]
@@ -99,7 +106,7 @@ def win_bars(comparison: Mapping[str, Any]) -> Figure | None:
             "range": [0, 100],
             "tickvals": [0, 25, 50, 75, 100],
             "ticktext": ["0%", "25%", "50%", "75%", "100%"],
-            "title": {"text": "share of prompts, all seeds together"},
+            "title": {"text": f"share of {_counted(decided)} pairs of answers, all seeds"},
         },
         "yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False},
         "margin": {"l": 10, "r": 24, "t": 8, "b": 44},
